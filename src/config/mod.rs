@@ -1,0 +1,156 @@
+//! The server's configuration: trusted input, written by the administrator.
+//!
+//! `raw` is the shape of the file (unknown fields are errors), [`Config`] the validated result with every default filled
+//! in. Users' key files live in [`users`]. Values stop at `session`: leaves are given only what they need.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use crate::names::InstanceTag;
+
+/// Where everything is, after `--root` and the configuration have been applied. All absolute.
+#[derive(Debug, Clone)]
+pub struct Paths {
+    /// `--root`, canonical; `/` by default.
+    pub root: PathBuf,
+    /// `/etc/podspawn/config.yaml`
+    pub config_file: PathBuf,
+    /// `/etc/podspawn/keys`
+    pub key_dir: PathBuf,
+    /// `/etc/podspawn/host_keys`
+    pub host_key_dir: PathBuf,
+    /// `/var/lib/podspawn`
+    pub state_dir: PathBuf,
+    /// `/var/lib/podspawn/state.db`
+    pub db: PathBuf,
+    /// `/run/podspawn`
+    pub run_dir: PathBuf,
+    /// `/run/podspawn/podspawn.sock`
+    pub control_socket: PathBuf,
+}
+
+/// The whole effective configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub paths: Paths,
+    pub instance: InstanceTag,
+    pub listen: Vec<SocketAddr>,
+    pub auth: Auth,
+    pub defaults: Defaults,
+    pub session: Session,
+    pub security: Security,
+    pub resources: Resources,
+    pub network: Network,
+    pub images: Images,
+    pub log: Log,
+}
+
+#[derive(Debug, Clone)]
+pub struct Auth {
+    /// `start:rate:full` (sshd_config(5), MaxStartups).
+    pub max_startups: MaxStartups,
+    pub login_grace_time: Duration,
+    pub max_auth_tries: u32,
+    pub accept_env: Vec<String>,
+}
+
+/// From `start` unauthenticated connections on, refuse with probability `rate` percent, growing to certainty at `full`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MaxStartups {
+    pub start: u32,
+    pub rate: u32,
+    pub full: u32,
+}
+
+/// What a session gets unless something more specific says otherwise.
+#[derive(Debug, Clone)]
+pub struct Defaults {
+    pub image: String,
+    pub shell: String,
+    /// CPUs, e.g. 2.0. `None` = no limit.
+    pub cpus: Option<f64>,
+    /// Bytes. `None` = no limit.
+    pub memory: Option<u64>,
+    /// `root`, or `None` for the user's own name.
+    pub user_is_root: bool,
+    pub sudo: bool,
+}
+
+#[derive(Debug, Clone)]
+pub struct Session {
+    pub mode: Mode,
+    pub grace_period: Duration,
+    pub max_lifetime: Duration,
+    /// How long a client may be silent before it is asked for a sign of life, and how often it may fail to answer
+    /// (sshd_config(5), ClientAliveInterval and ClientAliveCountMax).
+    pub client_alive_interval: Duration,
+    pub client_alive_count_max: u32,
+}
+
+/// What happens when a session's last connection closes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    DestroyOnDisconnect,
+    GracePeriod,
+}
+
+#[derive(Debug, Clone)]
+pub struct Security {
+    /// The capability bounding set: names without `CAP_`, upper case, sorted.
+    pub capabilities: Vec<String>,
+    /// `None`: off where the session's user has sudo, else on.
+    pub no_new_privileges: Option<bool>,
+    pub pids_limit: u64,
+    pub readonly_rootfs: bool,
+    pub tmpfs: std::collections::BTreeMap<String, String>,
+    /// The first host id for containers, and how many containers' worth (65,536 ids each) there are.
+    pub userns_first: u32,
+    pub userns_count: u32,
+}
+
+#[derive(Debug, Clone)]
+pub struct Resources {
+    /// 0 = unlimited.
+    pub max_per_user: u32,
+    pub max_containers: u32,
+}
+
+#[derive(Debug, Clone)]
+pub struct Network {
+    /// IPv4 network that sessions' addresses come from: address and prefix length (at most 30). The first address is the
+    /// gateway's, on the host.
+    pub pool: (std::net::Ipv4Addr, u8),
+    pub egress: Egress,
+    /// Resolvers that our DNS forwarder asks; empty = those of the host's /etc/resolv.conf.
+    pub dns: Vec<std::net::IpAddr>,
+}
+
+/// Where sessions may connect to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Egress {
+    /// Everything but private, link-local and other sessions' addresses.
+    Public,
+    None,
+    /// Everything but the host, link-local and other sessions.
+    Open,
+    /// These networks only: address and prefix length.
+    Only(Vec<(std::net::Ipv4Addr, u8)>),
+}
+
+#[derive(Debug, Clone)]
+pub struct Images {
+    /// Registry that unqualified names are taken from (`docker.io`).
+    pub default_registry: String,
+    /// Registry host to the mirrors that are asked first.
+    pub mirrors: std::collections::BTreeMap<String, Vec<String>>,
+    /// Registries (`host[:port]`) that are spoken to without TLS.
+    pub insecure: Vec<String>,
+    /// Bytes that one image may unpack to, and entries that it may have.
+    pub max_bytes: u64,
+    pub max_entries: u64,
+}
+
+#[derive(Debug, Clone)]
+pub struct Log {
+    pub file: Option<PathBuf>,
+    pub audit_log: Option<PathBuf>,
+}

@@ -1,0 +1,28 @@
+//! podspawn: `ssh user@host` lands in a fresh container and leaves nothing behind.
+//!
+//! One binary, three kinds of process (see `ARCHITECTURE.md`): the root `supervisor`, one unprivileged `connection`
+//! per SSH connection, and `init`, PID 1 of every container. They meet only in [`protocol`] and [`sys`].
+//!
+//! ```text
+//! main ─▶ cli ─▶ api
+//! main ─▶ supervisor ─▶ session ─▶ { runtime  image  network  cgroup  state } ─▶ sys
+//! main ─▶ connection ─▶ protocol ─▶ sys        main ─▶ init ─▶ protocol ─▶ sys
+//! ```
+//!
+//! `config` and `names` hold plain values that any of them may read; neither knows a process or a kernel object.
+
+pub mod api;
+pub mod cgroup;
+pub mod cli;
+pub mod config;
+pub mod connection;
+pub mod image;
+pub mod init;
+pub mod names;
+pub mod network;
+pub mod protocol;
+pub mod runtime;
+pub mod session;
+pub mod state;
+pub mod supervisor;
+pub mod sys;

@@ -1,0 +1,208 @@
+//! Names that have rules: each type can only be made by checking them.
+//!
+//! They travel into file names, interface names, cgroup names and log lines, so nothing else may be put there.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+/// Why a name was refused. The offending text is escaped, so that it can be logged and shown as it is.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    #[error("{kind} name {name:?} is not valid: it must match [a-z_][a-z0-9_.-]{{0,31}} and not contain \"..\"")]
+    Shape { kind: &'static str, name: String },
+    #[error("{0:?} is not a session id: it must be eight characters out of a-z2-7")]
+    SessionId(String),
+}
+
+/// Whether `name` matches `[a-z_][a-z0-9_.-]{0,31}` and has no `..` in it.
+fn well_formed(name: &str) -> bool {
+    let bytes = name.as_bytes();
+    let first = matches!(bytes.first(), Some(b'a'..=b'z' | b'_'));
+    let rest = bytes.iter().skip(1).all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'.' | b'-'));
+    first && rest && bytes.len() <= 32 && !name.contains("..")
+}
+
+macro_rules! checked_name {
+    ($(#[$doc:meta])* $type:ident, $kind:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $type(String);
+
+        impl $type {
+            /// The name as it was given.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $type {
+            type Err = NameError;
+
+            fn from_str(name: &str) -> Result<Self, NameError> {
+                if well_formed(name) {
+                    Ok(Self(name.to_owned()))
+                } else {
+                    let name = name.chars().take(64).collect();
+                    Err(NameError::Shape { kind: $kind, name })
+                }
+            }
+        }
+
+        impl TryFrom<String> for $type {
+            type Error = NameError;
+
+            fn try_from(name: String) -> Result<Self, NameError> {
+                name.parse()
+            }
+        }
+
+        impl From<$type> for String {
+            fn from(name: $type) -> Self {
+                name.0
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+checked_name!(
+    /// A podspawn user, which is also the SSH user name and the name of the user inside the container.
+    UserName,
+    "user"
+);
+checked_name!(
+    /// A project, as in `user+project`.
+    ProjectName,
+    "project"
+);
+
+/// The id of one session: eight characters of RFC 4648 base32 in lower case, 40 random bits.
+///
+/// It is part of the name of every kernel object and directory of the session; with the instance's tag it fits an
+/// interface name (15 bytes).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SessionId(String);
+
+impl SessionId {
+    const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+
+    /// Makes the id that stands for the low 40 bits of `bits`.
+    pub fn from_bits(bits: u64) -> Self {
+        Self((0..8).map(|i| char::from(Self::ALPHABET[((bits >> (i * 5)) & 31) as usize])).collect())
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for SessionId {
+    type Err = NameError;
+
+    fn from_str(id: &str) -> Result<Self, NameError> {
+        if id.len() == 8 && id.bytes().all(|b| Self::ALPHABET.contains(&b)) {
+            Ok(Self(id.to_owned()))
+        } else {
+            Err(NameError::SessionId(id.chars().take(64).collect()))
+        }
+    }
+}
+
+impl TryFrom<String> for SessionId {
+    type Error = NameError;
+
+    fn try_from(id: String) -> Result<Self, NameError> {
+        id.parse()
+    }
+}
+
+impl From<SessionId> for String {
+    fn from(id: SessionId) -> Self {
+        id.0
+    }
+}
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The tag that tells one instance's kernel objects from another's: four characters, derived from its root directory.
+///
+/// Interface names are `ps` + tag + session id (14 bytes), cgroups and nft tables `podspawn-` + tag.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct InstanceTag(String);
+
+impl InstanceTag {
+    /// The tag of the instance whose `--root` is `root`, which must be absolute and free of `.`, `..` and symbolic
+    /// links. The default instance is that of `/`.
+    pub fn of_root(root: &std::path::Path) -> Self {
+        use sha2::{Digest, Sha256};
+        use std::os::unix::ffi::OsStrExt;
+        let hash = Sha256::digest(root.as_os_str().as_bytes());
+        let bits = u64::from_be_bytes([0, 0, 0, 0, hash[0], hash[1], hash[2], hash[3]]);
+        Self(SessionId::from_bits(bits).as_str()[..4].to_owned())
+    }
+
+    /// The four characters.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The name of this instance's cgroups and nft table.
+    pub fn object_name(&self) -> String {
+        format!("podspawn-{}", self.0)
+    }
+
+    /// The name of the host's end of a session's veth pair.
+    pub fn veth_name(&self, id: &SessionId) -> String {
+        format!("ps{}{}", self.0, id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_checked() {
+        for good in ["a", "_x", "claude-agent", "a.b", "x234567890123456789012345678901a"] {
+            assert!(good.parse::<UserName>().is_ok(), "{good}");
+        }
+        for bad in ["", "A", "1a", "-a", ".a", "a..b", "a/b", "a b", "ä", "a\n", "x2345678901234567890123456789012a"] {
+            assert!(bad.parse::<UserName>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_refused_name_is_shown_escaped() {
+        let error = "a\n\u{1b}[31m".parse::<UserName>().unwrap_err().to_string();
+        assert!(error.contains(r#""a\n\u{1b}[31m""#), "{error}");
+    }
+
+    #[test]
+    fn session_ids_round_trip() {
+        for bits in [0, 1, 0xff_ffff_ffff, 0x12_3456_789a] {
+            let id = SessionId::from_bits(bits);
+            assert_eq!(id.as_str().parse(), Ok(id));
+        }
+        assert!("abcdefg1".parse::<SessionId>().is_err());
+        assert!("abc".parse::<SessionId>().is_err());
+    }
+
+    #[test]
+    fn veth_names_fit_the_kernel() {
+        let tag = InstanceTag::of_root(std::path::Path::new("/"));
+        assert!(tag.veth_name(&SessionId::from_bits(7)).len() <= 15);
+    }
+}

@@ -1,0 +1,284 @@
+//! Every message between the three kinds of process, and nothing else.
+//!
+//! One message is one datagram of a `SOCK_SEQPACKET` Unix socket, MessagePack with named fields, with its descriptors
+//! attached (see [`wire`]). An old process must be able to talk to a new one: fields are only ever added, with
+//! `#[serde(default)]`; a variant's meaning never changes.
+//!
+//! Each side treats what it receives as input: the supervisor trusts neither a connection nor an init, a connection does
+//! not trust init.
+
+pub mod wire;
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::names::{ProjectName, SessionId, UserName};
+
+/// The version of the messages below, sent in every greeting.
+pub const VERSION: u32 = 1;
+
+// ---- supervisor <-> connection ---------------------------------------------------------------------------------------
+
+/// From the supervisor to a connection process.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum ToConnection {
+    /// Take over the TCP stream whose descriptor comes along. Sent once, first.
+    Serve(Box<Serve>),
+    /// The answer to [`FromConnection::Key`].
+    Key { request: u32, verdict: KeyVerdict },
+    /// The answer to [`FromConnection::Attach`]: the session is ready. Comes with one descriptor, a socket connected to
+    /// the container's init.
+    Attached { session: SessionId },
+    /// The answer to [`FromConnection::Attach`]: there will be no session. `message` is one line for the user.
+    Refused { message: String },
+    /// What is taking so long, one line for the user's stderr; sent between `Attach` and its answer.
+    Progress { line: String },
+    /// End the SSH connection after showing `message` (one line) on the stderr of every open channel.
+    Terminate { message: String },
+    /// A new supervisor introduces itself on the socket that it connected to the connection's adoption listener.
+    Adopt { version: u32 },
+}
+
+/// All that a connection process needs to know to speak SSH with one client.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Serve {
+    /// Names this connection in logs.
+    pub connection: u64,
+    /// The client's and our address.
+    pub peer: SocketAddr,
+    pub local: SocketAddr,
+    /// Host keys, in the order they are offered.
+    pub host_keys: Vec<HostKey>,
+    pub settings: SshSettings,
+}
+
+/// A private host key in OpenSSH's format. Its `Debug` shows nothing.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct HostKey(#[serde(with = "serde_bytes")] pub Vec<u8>);
+
+impl std::fmt::Debug for HostKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("HostKey(..)")
+    }
+}
+
+/// What the configuration says about SSH.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SshSettings {
+    /// Until when the client must have authenticated.
+    pub login_grace_ms: u64,
+    /// Failed attempts before the client is disconnected.
+    pub max_auth_tries: u32,
+    /// Silence after which the client is asked for a sign of life, and how many of those it may miss. 0 ms = never.
+    pub client_alive_interval_ms: u64,
+    pub client_alive_count_max: u32,
+    /// Names of environment variables that clients may set; a trailing `*` matches any rest.
+    pub accept_env: Vec<String>,
+    /// Session channels that may be open at once.
+    pub max_sessions: u32,
+}
+
+/// Whether a public key may log in as the user it was offered for.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum KeyVerdict {
+    Accept(KeyOptions),
+    /// Unknown user, unknown key and revoked key are not told apart.
+    Reject,
+}
+
+/// The options of the `authorized_keys` line that matched (sshd(8), AUTHORIZED_KEYS FILE FORMAT).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KeyOptions {
+    /// `command="..."`: runs instead of whatever the client asks for; the client's request is in SSH_ORIGINAL_COMMAND.
+    pub command: Option<String>,
+    /// `environment="NAME=value"`.
+    pub environment: Vec<(String, String)>,
+    pub no_pty: bool,
+    pub no_port_forwarding: bool,
+    pub no_agent_forwarding: bool,
+    pub no_x11_forwarding: bool,
+}
+
+/// From a connection process to the supervisor.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum FromConnection {
+    /// May `key` (RFC 4253 public key blob) log in as `user`? `login` is the user name as the client sent it (perhaps
+    /// `user+project`), at most 256 bytes of it. `verified` says that the client has proved that it holds the key.
+    Key {
+        request: u32,
+        login: String,
+        #[serde(with = "serde_bytes")]
+        key: Vec<u8>,
+        verified: bool,
+    },
+    /// The client is logged in: give it its session. Valid once, after an accepted and verified key.
+    Attach,
+    /// For the audit log: what a channel ran, when it has ended. `command` is `None` for a shell.
+    Command { command: Option<String>, status: ExitStatus },
+    /// The answer to [`ToConnection::Adopt`].
+    Adopted { version: u32, connection: u64 },
+}
+
+// ---- connection (or supervisor) <-> init -----------------------------------------------------------------------------
+
+/// To a container's init. Ids are chosen by the sender, per socket; when the socket closes, whatever was started over it
+/// is hung up.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum ToInit {
+    /// Run something as the session's user.
+    Exec(Box<Exec>),
+    /// Send `signal` (a Linux signal number) to the process group of `id`.
+    Signal { id: u32, signal: i32 },
+    /// The channel of `id` is gone: hang up whatever still runs there in the foreground.
+    Release { id: u32 },
+}
+
+/// One process to start.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Exec {
+    pub id: u32,
+    pub program: Program,
+    /// A terminal instead of pipes.
+    pub pty: Option<Pty>,
+    /// Added to the session's environment, later ones winning; init sets USER, HOME, SHELL and the like itself.
+    pub env: Vec<(Bytes, Bytes)>,
+}
+
+/// A string of bytes that is not necessarily UTF-8.
+pub type Bytes = serde_bytes::ByteBuf;
+
+/// What to run.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Program {
+    /// The user's login shell.
+    Shell,
+    /// `shell -c command`.
+    Command(Bytes),
+    /// The SFTP server, in init's own binary. Never has a terminal.
+    Sftp,
+}
+
+/// A terminal as asked for by `pty-req` (RFC 4254, 6.2).
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Pty {
+    pub term: String,
+    pub columns: u16,
+    pub rows: u16,
+    pub width_px: u16,
+    pub height_px: u16,
+    /// Opcode and value of each encoded terminal mode (RFC 4254, 8).
+    pub modes: Vec<(u8, u32)>,
+}
+
+/// From a container's init.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum FromInit {
+    /// It runs. Comes with the PTY leader, or with our ends of stdin, stdout and stderr (three descriptors, non-PTY), or
+    /// for [`Program::Sftp`] with one stream socket.
+    Started { id: u32, pid: u32 },
+    /// It could not be started. `status` is what a shell would exit with (126, 127) or 125; `message` is one line.
+    Refused { id: u32, status: u8, message: String },
+    /// The process that was started has ended; others that it started may still hold its output open.
+    Exited { id: u32, status: ExitStatus },
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExitStatus {
+    Code(u8),
+    Signal { signal: i32, core_dumped: bool },
+}
+
+// ---- supervisor <-> spawner ------------------------------------------------------------------------------------------
+
+/// To the spawner, the single-threaded helper that clones containers.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum ToSpawner {
+    /// Make a container. Descriptors, in this order: its network namespace, the listening socket of its init, then those
+    /// of [`ContainerSpec::cgroup`].
+    Create(Box<ContainerSpec>),
+}
+
+/// From the spawner, one answer for each request, in order.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum FromSpawner {
+    /// Init is up and accepts connections on its socket. Comes with its pidfd.
+    Created { pid: i32 },
+    /// Nothing is left of the attempt. `step` names what was attempted, `message` why it failed.
+    Failed { step: String, message: String },
+}
+
+/// One container: what the spawner and init need to know, in plain values.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ContainerSpec {
+    pub session: SessionId,
+    pub hostname: String,
+    /// Container ids 0..65536 are this and the following ids of the host.
+    pub id_base: u32,
+    /// The directory that holds all layers, and the layers' directories under it, uppermost first.
+    pub layers_root: PathBuf,
+    pub layers: Vec<String>,
+    /// Exist, are empty, on one file system, and owned by `id_base`.
+    pub upperdir: PathBuf,
+    pub workdir: PathBuf,
+    /// How init gets into its cgroup.
+    pub cgroup: CgroupJoin,
+    pub account: Account,
+    /// The environment of every process, as `NAME=value` pairs: image first, then podfile and overrides.
+    pub env: Vec<(String, String)>,
+    /// Working directory of shells and commands; the home directory if `None`.
+    pub workdir_inside: Option<String>,
+    pub resolv_conf: String,
+    pub hosts: String,
+    pub security: SecuritySpec,
+    pub rlimits: Rlimits,
+    /// Size of `/dev/shm` in bytes.
+    pub shm_bytes: u64,
+}
+
+/// How a process joins a container's cgroup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CgroupJoin {
+    /// One descriptor, of the cgroup v2 directory: `CLONE_INTO_CGROUP` (clone3(2)).
+    V2,
+    /// This many descriptors, each of a v1 `tasks` file open for writing: the child writes `0` to each.
+    V1 { count: u32 },
+}
+
+/// The user that everything in the session runs as.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Account {
+    /// Root of the container if this is `None`, else the user that init creates in `/etc/passwd` (uid and gid 1000).
+    pub user: Option<UserName>,
+    /// The shell that is wanted; `/bin/sh` if the image lacks it.
+    pub shell: String,
+    /// Whether password-less sudo is to be set up where the image has sudo.
+    pub sudo: bool,
+    /// The name of the session's owner and project, for PODSPAWN_USER and PODSPAWN_PROJECT.
+    pub owner: UserName,
+    pub project: Option<ProjectName>,
+}
+
+/// The security profile (reference: docs/security.md).
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SecuritySpec {
+    /// Capability names without `CAP_`, in upper case: the bounding set.
+    pub capabilities: Vec<String>,
+    pub no_new_privileges: bool,
+    pub readonly_rootfs: bool,
+    /// Extra tmpfs mounts: path inside, options.
+    pub tmpfs: BTreeMap<String, String>,
+    /// Whether the default seccomp filter is loaded.
+    pub seccomp: bool,
+}
+
+/// Resource limits of every process (getrlimit(2)), clamped to what the daemon itself may have.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Rlimits {
+    pub nofile_soft: u64,
+    pub nofile_hard: u64,
+    pub core: u64,
+    pub memlock: u64,
+}
