@@ -12,12 +12,15 @@
 //! `config` and `names` hold plain values that any of them may read; neither knows a process or a kernel object.
 
 pub mod api;
+pub mod audit;
 pub mod cgroup;
 pub mod cli;
 pub mod config;
 pub mod connection;
+pub mod errors;
 pub mod image;
 pub mod init;
+pub mod log;
 pub mod names;
 pub mod network;
 pub mod protocol;

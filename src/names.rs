@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 pub enum NameError {
     #[error("{kind} name {name:?} is not valid: it must match [a-z_][a-z0-9_.-]{{0,31}} and not contain \"..\"")]
     Shape { kind: &'static str, name: String },
-    #[error("{0:?} is not a session id: it must be eight characters out of a-z2-7")]
+    #[error("{0:?} is not a session id: it must be a digit 2-7 and seven characters out of a-z2-7")]
     SessionId(String),
 }
 
@@ -83,9 +83,9 @@ checked_name!(
     "project"
 );
 
-/// The id of one session: eight characters of RFC 4648 base32 in lower case, 40 random bits.
+/// The id of one session: a digit and seven characters of RFC 4648 base32 in lower case, some 37 random bits.
 ///
-/// It is part of the name of every kernel object and directory of the session; with the instance's tag it fits an
+/// The digit tells an id from a word, such as a directory's name, wherever names are searched for ids. The id is part of the name of every kernel object and directory of the session; with the instance's tag it fits an
 /// interface name (15 bytes).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -94,9 +94,11 @@ pub struct SessionId(String);
 impl SessionId {
     const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 
-    /// Makes the id that stands for the low 40 bits of `bits`.
+    /// Makes an id of the low 38 bits of `bits`.
     pub fn from_bits(bits: u64) -> Self {
-        Self((0..8).map(|i| char::from(Self::ALPHABET[((bits >> (i * 5)) & 31) as usize])).collect())
+        let first = char::from(b'2' + (bits >> 35 & 7) as u8 % 6);
+        let rest = (0..7).map(|i| char::from(Self::ALPHABET[(bits >> (i * 5) & 31) as usize]));
+        Self(std::iter::once(first).chain(rest).collect())
     }
 
     /// The id as text.
@@ -109,7 +111,8 @@ impl FromStr for SessionId {
     type Err = NameError;
 
     fn from_str(id: &str) -> Result<Self, NameError> {
-        if id.len() == 8 && id.bytes().all(|b| Self::ALPHABET.contains(&b)) {
+        let digit_first = matches!(id.as_bytes().first(), Some(b'2'..=b'7'));
+        if id.len() == 8 && digit_first && id.bytes().all(|b| Self::ALPHABET.contains(&b)) {
             Ok(Self(id.to_owned()))
         } else {
             Err(NameError::SessionId(id.chars().take(64).collect()))
@@ -150,8 +153,7 @@ impl InstanceTag {
         use sha2::{Digest, Sha256};
         use std::os::unix::ffi::OsStrExt;
         let hash = Sha256::digest(root.as_os_str().as_bytes());
-        let bits = u64::from_be_bytes([0, 0, 0, 0, hash[0], hash[1], hash[2], hash[3]]);
-        Self(SessionId::from_bits(bits).as_str()[..4].to_owned())
+        Self(hash[..4].iter().map(|byte| char::from(SessionId::ALPHABET[usize::from(byte & 31)])).collect())
     }
 
     /// The four characters.
@@ -196,8 +198,9 @@ mod tests {
             let id = SessionId::from_bits(bits);
             assert_eq!(id.as_str().parse(), Ok(id));
         }
-        assert!("abcdefg1".parse::<SessionId>().is_err());
-        assert!("abc".parse::<SessionId>().is_err());
+        for bad in ["2abcdef1", "abcdefg2", "podspawn", "sessions", "2abc", ""] {
+            assert!(bad.parse::<SessionId>().is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -1,1 +1,30 @@
-//! api
+//! The control API: HTTP and JSON over a Unix socket that only root can reach.
+//!
+//! [`types`] are what both sides exchange; [`server`] is generic over a [`Backend`], which the supervisor is; [`client`] is
+//! what the command line uses.
+//!
+//! | request | answer |
+//! |---|---|
+//! | `GET /healthz` | `ok` |
+//! | `GET /v1/sessions` | list of [`types::Session`] |
+//! | `GET /v1/status` | [`types::Status`] |
+//! | `POST /v1/sessions/{user}[@project]/stop` | 204, or 404 if there is no such session |
+//! | `POST /v1/stop-all` | 204 |
+
+pub mod client;
+pub mod server;
+pub mod types;
+
+use std::future::Future;
+
+use crate::session::SessionKey;
+
+/// What the server asks of the process that it runs in.
+pub trait Backend: Clone + Send + Sync + 'static {
+    /// All sessions, in the order of their users and projects.
+    fn sessions(&self) -> impl Future<Output = Vec<types::Session>> + Send;
+    /// Ends a session; false if there is none.
+    fn stop(&self, key: SessionKey) -> impl Future<Output = bool> + Send;
+    /// Ends all sessions.
+    fn stop_all(&self) -> impl Future<Output = ()> + Send;
+}

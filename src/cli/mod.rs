@@ -1,1 +1,208 @@
-//! cli
+//! The command line: one file for each command, a client of the control API except where no server is needed.
+
+mod check;
+mod doctor;
+mod image;
+mod pull;
+mod sessions;
+mod table;
+mod users;
+
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use anyhow::Context as _;
+use clap::{Args, Parser, Subcommand};
+
+use crate::{
+    api::client::Client,
+    config::{Config, Options},
+    log,
+};
+
+/// Disposable SSH environments: `ssh user@host` lands in a fresh container.
+#[derive(Debug, Parser)]
+#[command(name = "podspawn", version, max_term_width = 100, subcommand_required = true, arg_required_else_help = true)]
+#[command(help_template = "{about}\n\n{usage-heading} {usage}\n{after-help}\n\nOptions:\n{options}")]
+#[command(after_help = GROUPS)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands by what they are for; a test compares the list with the commands.
+const GROUPS: &str = "\
+Daemon:
+  serve        Serve SSH connections until a signal ends it
+  doctor       Look for objects that no session accounts for
+  config       Validate and show the configuration
+
+Users:
+  add-user     Add a user, or keys to a user
+  remove-user  Take a user's access away
+  list-users   List the users and how many keys they have
+
+Images:
+  pull         Fetch an image from a registry, a file, or a distribution's mirror
+  image        List, inspect, remove, import and export images
+
+Sessions:
+  list         List the sessions
+  status       Show the server in numbers
+  stop         End a session
+
+Misc:
+  version      Show the version";
+
+/// Flags of every command.
+#[derive(Debug, Args)]
+pub struct Global {
+    /// Put DIR in front of every default path: a private instance with its own names
+    #[arg(long, global = true, value_name = "DIR", env = "PODSPAWN_ROOT")]
+    root: Option<PathBuf>,
+    /// Read another configuration file
+    #[arg(long, global = true, value_name = "FILE", env = "PODSPAWN_CONFIG")]
+    config: Option<PathBuf>,
+    /// Say only what was asked for, without progress or remarks
+    #[arg(long, short, global = true)]
+    quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve SSH connections until a signal ends it
+    Serve,
+    /// Look for objects that no session accounts for
+    Doctor(doctor::Doctor),
+    /// Validate and show the configuration
+    Config {
+        #[command(subcommand)]
+        command: check::ConfigCommand,
+    },
+    /// Add a user, or keys to a user
+    AddUser(users::AddUser),
+    /// Take a user's access away
+    RemoveUser(users::RemoveUser),
+    /// List the users and how many keys they have
+    ListUsers(users::ListUsers),
+    /// Fetch an image from a registry, a file, or a distribution's mirror
+    Pull(pull::PullArgs),
+    /// List, inspect, remove, import and export images
+    Image {
+        #[command(subcommand)]
+        command: image::ImageCommand,
+    },
+    /// List the sessions
+    List(sessions::List),
+    /// Show the server in numbers
+    Status(sessions::StatusArgs),
+    /// End a session
+    Stop(sessions::Stop),
+    /// Show the version
+    Version,
+}
+
+/// What a command needs.
+pub struct Session<'a> {
+    pub config: &'a Config,
+    pub quiet: bool,
+}
+
+impl Session<'_> {
+    fn client(&self) -> Client {
+        Client::new(&self.config.paths.control_socket)
+    }
+}
+
+/// Runs the command that the arguments name. Exits with 0, 1 after an error, 2 after a usage error.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads our output has seen enough.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nowhere is left to report that standard error is closed.
+            let _ = writeln!(io::stderr(), "podspawn: {}", one_line(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> anyhow::Result<()> {
+    if let Command::Version = cli.command {
+        writeln!(io::stdout(), "podspawn {}", env!("CARGO_PKG_VERSION"))?;
+        return Ok(());
+    }
+    let options = Options { root: cli.global.root.clone(), config: cli.global.config.clone() };
+    let config = Config::load(&options)?;
+    let session = Session { config: &config, quiet: cli.global.quiet };
+    match &cli.command {
+        Command::Serve => {
+            log::init(config.log.file.as_deref()).context("cannot open the log file")?;
+            Ok(crate::supervisor::run(config)?)
+        }
+        Command::Doctor(doctor) => doctor.run(&session),
+        Command::Config { command } => command.run(&session),
+        Command::AddUser(add) => add.run(&session),
+        Command::RemoveUser(remove) => remove.run(&session),
+        Command::ListUsers(list) => list.run(&session),
+        Command::Pull(pull) => pull.run(&session),
+        Command::Image { command } => command.run(&session),
+        Command::List(list) => list.run(&session),
+        Command::Status(status) => status.run(&session),
+        Command::Stop(stop) => stop.run(&session),
+        Command::Version => Ok(()),
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).any(|io| io.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// The error and its causes on one line; a cause that its effect already tells is left out.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !text.ends_with(&cause) {
+            if !text.is_empty() {
+                text.push_str(": ");
+            }
+            text.push_str(&cause);
+        }
+    }
+    text.replace(['\n', '\r'], " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_is_in_the_grouped_help_and_every_flag_has_help() {
+        fn check(command: &clap::Command) {
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{} {}", command.get_name(), argument.get_id());
+            }
+            command.get_subcommands().for_each(check);
+        }
+        let command = Cli::command();
+        check(&command);
+        for sub in command.get_subcommands() {
+            let line = format!("  {:<11}  {}", sub.get_name(), sub.get_about().unwrap());
+            assert!(GROUPS.contains(&line), "{line}");
+        }
+        assert_eq!(GROUPS.lines().filter(|line| line.starts_with("  ")).count(), command.get_subcommands().count());
+    }
+}

@@ -1,7 +1,18 @@
 //! The server's configuration: trusted input, written by the administrator.
 //!
 //! `raw` is the shape of the file (unknown fields are errors), [`Config`] the validated result with every default filled
-//! in. Users' key files live in [`users`]. Values stop at `session`: leaves are given only what they need.
+//! in. Who may log in is in [`authorized_keys`] and [`users`]. Values stop at `session`: leaves are given only what they
+//! need.
+
+pub mod authorized_keys;
+mod effective;
+pub mod host_keys;
+mod load;
+mod raw;
+pub mod units;
+pub mod users;
+
+pub use self::load::{ConfigError, Options};
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -42,6 +53,8 @@ pub struct Config {
     pub network: Network,
     pub images: Images,
     pub log: Log,
+    /// Where values came from, for [`Config::reload_if_changed`] and `config check`.
+    pub source: load::Source,
 }
 
 #[derive(Debug, Clone)]
@@ -50,6 +63,8 @@ pub struct Auth {
     pub max_startups: MaxStartups,
     pub login_grace_time: Duration,
     pub max_auth_tries: u32,
+    /// Session channels per connection (sshd_config(5), MaxSessions).
+    pub max_sessions: u32,
     pub accept_env: Vec<String>,
 }
 
@@ -118,7 +133,9 @@ pub struct Resources {
 pub struct Network {
     /// IPv4 network that sessions' addresses come from: address and prefix length (at most 30). The first address is the
     /// gateway's, on the host.
-    pub pool: (std::net::Ipv4Addr, u8),
+    ///
+    /// `None`: one is chosen that the host does not use.
+    pub pool: Option<(std::net::Ipv4Addr, u8)>,
     pub egress: Egress,
     /// Resolvers that our DNS forwarder asks; empty = those of the host's /etc/resolv.conf.
     pub dns: Vec<std::net::IpAddr>,

@@ -1,2 +1,18 @@
-//! session
+//! One container with its services for each (user, project): where the leaves meet.
+//!
+//! [`state`] decides what happens in a session's life, the driver is the one task that holds a session and does it,
+//! [`steps`] is the order in which kernel objects are made and removed, [`registry`] knows which sessions there are and
+//! who may have one.
+
+mod driver;
+mod leaks;
+pub mod registry;
 pub mod state;
+pub mod steps;
+
+pub use self::{
+    driver::{Client, ToClient, View},
+    leaks::{Leak, leaks},
+    registry::Sessions,
+    steps::{Context, SessionKey},
+};

@@ -39,7 +39,7 @@ pub enum Reason {
     MaxLifetime,
     /// An administrator asked for it.
     Stop,
-    /// The user was removed.
+    /// The server ends, and its sessions with it.
     Shutdown,
     /// Its init is gone, killed by somebody or by the kernel.
     ContainerDied,
@@ -86,6 +86,8 @@ pub enum Action {
     RecordRunning,
     /// Write to the database that the session is in grace until then.
     RecordGrace(SystemTime),
+    /// The connection came too late for this session: give it a new one.
+    Requeue(ConnectionId),
     /// Take everything down, last step first.
     Destroy(Reason),
 }
@@ -121,10 +123,7 @@ pub struct Grace {
 
 /// Everything is being taken down.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Stopping {
-    /// Who came too late and gets a new session afterwards.
-    waiting: BTreeSet<ConnectionId>,
-}
+pub struct Stopping;
 
 /// A transition's result.
 pub type Next = (State, Vec<Action>);
@@ -156,7 +155,7 @@ impl Creating {
             let text = reason.notice().unwrap_or("the session has ended").to_owned();
             let mut actions: Vec<_> = self.waiting.into_iter().map(|c| Action::Refuse(c, text.clone())).collect();
             actions.push(Action::Destroy(reason));
-            return (State::Stopping(Stopping { waiting: BTreeSet::new() }), actions);
+            return (State::Stopping(Stopping), actions);
         }
         if self.waiting.is_empty() {
             return abandoned(now, policy);
@@ -187,7 +186,7 @@ fn stopping(connections: BTreeSet<ConnectionId>, reason: Reason) -> Next {
     let notice = reason.notice().unwrap_or("the session has ended").to_owned();
     let mut actions: Vec<_> = connections.into_iter().map(|c| Action::Terminate(c, notice.clone())).collect();
     actions.push(Action::Destroy(reason));
-    (State::Stopping(Stopping { waiting: BTreeSet::new() }), actions)
+    (State::Stopping(Stopping), actions)
 }
 
 impl Running {
@@ -263,19 +262,13 @@ impl Grace {
 }
 
 impl Stopping {
-    pub fn attach(mut self, connection: ConnectionId) -> Next {
-        self.waiting.insert(connection);
-        (State::Stopping(self), vec![])
+    /// A session that was found like this, or that has nothing to keep it, is taken down.
+    pub fn adopted(reason: Reason) -> Next {
+        (State::Stopping(Self), vec![Action::Destroy(reason)])
     }
 
-    pub fn detach(mut self, connection: ConnectionId) -> Next {
-        self.waiting.remove(&connection);
-        (State::Stopping(self), vec![])
-    }
-
-    /// All is gone. Returns who wants a new session.
-    pub fn destroyed(self) -> BTreeSet<ConnectionId> {
-        self.waiting
+    pub fn attach(self, connection: ConnectionId) -> Next {
+        (State::Stopping(self), vec![Action::Requeue(connection)])
     }
 }
 
@@ -378,12 +371,11 @@ mod tests {
                     (State::Grace(s), 3) => s.stop(Reason::Stop),
                     (State::Grace(s), 4) => s.tick(now, &policy),
                     (State::Stopping(s), 1) if fresh => { open.insert(connection); s.attach(connection) }
-                    (State::Stopping(s), 2) => { open.remove(&connection); s.detach(connection) }
                     (same, _) => (same, vec![]),
                 };
                 for action in &actions {
                     match action {
-                        Action::Admit(c) | Action::Refuse(c, _) => prop_assert!(answered.insert(*c)),
+                        Action::Admit(c) | Action::Refuse(c, _) | Action::Requeue(c) => prop_assert!(answered.insert(*c)),
                         Action::Terminate(c, _) => prop_assert!(answered.contains(c)),
                         Action::Destroy(_) => destroyed += 1,
                         Action::RecordRunning | Action::RecordGrace(_) => {}

@@ -1,1 +1,328 @@
-//! state
+//! `state.db`: which sessions and attached connections there are, so that the next supervisor finds them.
+//!
+//! One row per session, written before its kernel objects exist and removed after they are gone; one row per connection
+//! that has a session. SQLite in WAL mode: a commit survives the death of the process at once, that of the machine almost
+//! (`synchronous=NORMAL`), which is enough, since after a reboot there is nothing left to find.
+
+mod records;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
+
+pub use self::records::{ConnectionRecord, NewSession, Phase, SessionRecord};
+use crate::names::SessionId;
+
+/// The schema, one entry per version: `PRAGMA user_version` says how many have been applied.
+const MIGRATIONS: &[&str] = &["
+    CREATE TABLE sessions (
+        id TEXT PRIMARY KEY,
+        user TEXT NOT NULL,
+        project TEXT,
+        slot INTEGER NOT NULL UNIQUE,
+        phase TEXT NOT NULL,
+        image TEXT NOT NULL,
+        image_reference TEXT NOT NULL,
+        mode TEXT NOT NULL,
+        init_pid INTEGER,
+        init_starttime INTEGER,
+        grace_deadline_ms INTEGER,
+        created_at_ms INTEGER NOT NULL,
+        boot_id TEXT NOT NULL
+    ) STRICT;
+    CREATE UNIQUE INDEX one_session_each ON sessions (user, ifnull(project, '')) WHERE phase <> 'stopping';
+    CREATE TABLE connections (
+        id INTEGER PRIMARY KEY,
+        session TEXT NOT NULL,
+        peer TEXT NOT NULL,
+        fingerprint TEXT NOT NULL
+    ) STRICT;
+"];
+
+/// How long to wait for another process (a command of the administrator) that is writing.
+const BUSY_LIMIT: Duration = Duration::from_secs(5);
+
+/// Why the database could not be read or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    #[error("cannot open {}", .0.display())]
+    Open(PathBuf, #[source] rusqlite::Error),
+    #[error("{} was written by a newer podspawn (schema {found}, this one knows {known})", .path.display())]
+    Newer { path: PathBuf, found: usize, known: usize },
+    #[error("cannot read or write {}", .0.display())]
+    Query(PathBuf, #[source] rusqlite::Error),
+    #[error("{} has a session that makes no sense: {what}", .path.display())]
+    Nonsense { path: PathBuf, what: String },
+    #[error("all {0} id ranges for sessions are taken (security.userns)")]
+    SlotsExhausted(u32),
+}
+
+/// The open database. Calls block, usually for microseconds.
+pub struct State {
+    path: PathBuf,
+    connection: Mutex<Connection>,
+}
+
+impl State {
+    /// Opens the database, making or migrating it as needed.
+    pub fn open(path: &Path) -> Result<Self, StateError> {
+        let failed = |error| StateError::Open(path.to_owned(), error);
+        let mut connection = Connection::open(path).map_err(failed)?;
+        connection.busy_timeout(BUSY_LIMIT).map_err(failed)?;
+        connection.pragma_update(None, "journal_mode", "WAL").map_err(failed)?;
+        connection.pragma_update(None, "synchronous", "NORMAL").map_err(failed)?;
+        let change = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
+        let found: u32 = change.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(failed)?;
+        let (found, known) = (found as usize, MIGRATIONS.len());
+        if found > known {
+            return Err(StateError::Newer { path: path.to_owned(), found, known });
+        }
+        for migration in &MIGRATIONS[found..] {
+            change.execute_batch(migration).map_err(failed)?;
+        }
+        change.pragma_update(None, "user_version", known as u32).map_err(failed)?;
+        change.commit().map_err(failed)?;
+        Ok(Self { path: path.to_owned(), connection: Mutex::new(connection) })
+    }
+
+    fn connection(&self) -> MutexGuard<'_, Connection> {
+        // SQLite rolls back what a panic interrupted.
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn failed(&self, error: rusqlite::Error) -> StateError {
+        StateError::Query(self.path.clone(), error)
+    }
+
+    /// Writes a session in phase `creating`, with the lowest slot below `slots` that is free.
+    pub fn insert_session(&self, new: &NewSession, slots: u32) -> Result<SessionRecord, StateError> {
+        let mut connection = self.connection();
+        let change = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(|e| self.failed(e))?;
+        // The lowest number that no row has: 0, or one more than some row's.
+        let slot: u32 = change
+            .query_row(
+                "SELECT min(slot) FROM (SELECT 0 AS slot UNION SELECT slot + 1 FROM sessions)
+                 WHERE slot NOT IN (SELECT slot FROM sessions)",
+                [],
+                |row| row.get(0),
+            )
+            .map_err(|e| self.failed(e))?;
+        if slot >= slots {
+            return Err(StateError::SlotsExhausted(slots));
+        }
+        let record = SessionRecord::new(new.clone(), slot);
+        change
+            .execute(
+                "INSERT INTO sessions (id, user, project, slot, phase, image, image_reference, mode, created_at_ms, boot_id)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+                params![
+                    record.id.as_str(),
+                    record.user.as_str(),
+                    record.project.as_ref().map(|project| project.as_str()),
+                    record.slot,
+                    record.phase.as_str(),
+                    record.image,
+                    record.image_reference,
+                    records::mode_word(record.mode),
+                    millis(record.created_at),
+                    record.boot_id,
+                ],
+            )
+            .map_err(|e| self.failed(e))?;
+        change.commit().map_err(|e| self.failed(e))?;
+        Ok(record)
+    }
+
+    /// Records the container's init: its pid and start time (proc_pid_stat(5), field 22).
+    pub fn set_container(&self, id: &SessionId, pid: i32, starttime: u64) -> Result<(), StateError> {
+        let starttime = i64::try_from(starttime).unwrap_or(i64::MAX);
+        self.execute(
+            "UPDATE sessions SET init_pid = ?2, init_starttime = ?3 WHERE id = ?1",
+            params![id.as_str(), pid, starttime],
+        )
+    }
+
+    /// Records a phase; the deadline of an earlier grace is forgotten.
+    pub fn set_phase(&self, id: &SessionId, phase: Phase) -> Result<(), StateError> {
+        self.execute(
+            "UPDATE sessions SET phase = ?2, grace_deadline_ms = NULL WHERE id = ?1",
+            params![id.as_str(), phase.as_str()],
+        )
+    }
+
+    /// Records that the session is in grace until `deadline`.
+    pub fn set_grace(&self, id: &SessionId, deadline: SystemTime) -> Result<(), StateError> {
+        self.execute(
+            "UPDATE sessions SET phase = ?2, grace_deadline_ms = ?3 WHERE id = ?1",
+            params![id.as_str(), Phase::Grace.as_str(), millis(deadline)],
+        )
+    }
+
+    /// Forgets a session, and connections that were attached to it.
+    pub fn remove_session(&self, id: &SessionId) -> Result<(), StateError> {
+        self.execute("DELETE FROM sessions WHERE id = ?1", params![id.as_str()])?;
+        self.execute("DELETE FROM connections WHERE session = ?1", params![id.as_str()])
+    }
+
+    /// All sessions, oldest first.
+    pub fn sessions(&self) -> Result<Vec<SessionRecord>, StateError> {
+        let connection = self.connection();
+        let mut query = connection
+            .prepare(
+                "SELECT id, user, project, slot, phase, image, image_reference, mode, init_pid, init_starttime,
+                        grace_deadline_ms, created_at_ms, boot_id
+                 FROM sessions ORDER BY created_at_ms, id",
+            )
+            .map_err(|e| self.failed(e))?;
+        let rows = query.query_map([], records::session_from_row).map_err(|e| self.failed(e))?;
+        rows.map(|row| match row {
+            Ok(record) => record.map_err(|what| StateError::Nonsense { path: self.path.clone(), what }),
+            Err(error) => Err(self.failed(error)),
+        })
+        .collect()
+    }
+
+    /// Records a connection that is attached to a session.
+    pub fn insert_connection(&self, record: &ConnectionRecord) -> Result<(), StateError> {
+        let id = i64::try_from(record.id).unwrap_or(i64::MAX);
+        self.execute(
+            "INSERT OR REPLACE INTO connections (id, session, peer, fingerprint) VALUES (?1, ?2, ?3, ?4)",
+            params![id, record.session.as_str(), record.peer.to_string(), record.fingerprint],
+        )
+    }
+
+    /// Forgets a connection; one that is not there is no error.
+    pub fn remove_connection(&self, id: u64) -> Result<(), StateError> {
+        self.execute("DELETE FROM connections WHERE id = ?1", params![i64::try_from(id).unwrap_or(i64::MAX)])
+    }
+
+    /// All connections that are attached to a session.
+    pub fn connections(&self) -> Result<Vec<ConnectionRecord>, StateError> {
+        let connection = self.connection();
+        let mut query = connection
+            .prepare("SELECT id, session, peer, fingerprint FROM connections ORDER BY id")
+            .map_err(|e| self.failed(e))?;
+        let rows = query.query_map([], records::connection_from_row).map_err(|e| self.failed(e))?;
+        rows.map(|row| match row {
+            Ok(record) => record.map_err(|what| StateError::Nonsense { path: self.path.clone(), what }),
+            Err(error) => Err(self.failed(error)),
+        })
+        .collect()
+    }
+
+    /// The digests of the images that sessions run.
+    pub fn images_in_use(&self) -> Result<Vec<String>, StateError> {
+        let connection = self.connection();
+        let mut query =
+            connection.prepare("SELECT DISTINCT image FROM sessions").map_err(|e| self.failed(e))?;
+        let rows = query.query_map([], |row| row.get(0)).map_err(|e| self.failed(e))?;
+        rows.collect::<Result<_, _>>().map_err(|e| self.failed(e))
+    }
+
+    /// Whether SQLite finds the file consistent; the first complaint otherwise.
+    pub fn check(&self) -> Result<Option<String>, StateError> {
+        let verdict: Option<String> = self
+            .connection()
+            .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
+            .optional()
+            .map_err(|e| self.failed(e))?;
+        Ok(verdict.filter(|text| text != "ok"))
+    }
+
+    fn execute(&self, sql: &str, values: impl rusqlite::Params) -> Result<(), StateError> {
+        self.connection().prepare(sql).and_then(|mut s| s.execute(values)).map(|_| ()).map_err(|e| self.failed(e))
+    }
+}
+
+/// Milliseconds since the epoch, as the database keeps times.
+fn millis(time: SystemTime) -> i64 {
+    let since_epoch = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since_epoch.as_millis()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Mode;
+
+    fn new(id: u64, user: &str) -> NewSession {
+        NewSession {
+            id: SessionId::from_bits(id),
+            user: user.parse().unwrap(),
+            project: None,
+            image: "sha256:00".to_owned(),
+            image_reference: "busybox".to_owned(),
+            mode: Mode::GracePeriod,
+            created_at: UNIX_EPOCH + Duration::from_secs(5),
+            boot_id: "boot".to_owned(),
+        }
+    }
+
+    fn open() -> (tempfile::TempDir, State) {
+        let directory = tempfile::tempdir().unwrap();
+        let state = State::open(&directory.path().join("state.db")).unwrap();
+        (directory, state)
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let (directory, state) = open();
+        let record = state.insert_session(&new(1, "ada"), 10).unwrap();
+        let deadline = UNIX_EPOCH + Duration::from_millis(1_234_567);
+        state.set_container(&record.id, 42, 99).unwrap();
+        state.set_grace(&record.id, deadline).unwrap();
+        let connection = ConnectionRecord {
+            id: 7,
+            session: record.id.clone(),
+            peer: "[::1]:22".parse().unwrap(),
+            fingerprint: "SHA256:x".to_owned(),
+        };
+        state.insert_connection(&connection).unwrap();
+        drop(state);
+        let state = State::open(&directory.path().join("state.db")).unwrap();
+        let expected =
+            SessionRecord { init: Some((42, 99)), phase: Phase::Grace, grace_deadline: Some(deadline), ..record.clone() };
+        assert_eq!(state.sessions().unwrap(), [expected]);
+        assert_eq!(state.connections().unwrap(), [connection]);
+        assert_eq!(state.images_in_use().unwrap(), ["sha256:00"]);
+        assert_eq!(state.check().unwrap(), None);
+        state.remove_session(&record.id).unwrap();
+        assert!(state.sessions().unwrap().is_empty() && state.connections().unwrap().is_empty());
+    }
+
+    #[test]
+    fn slots_are_the_lowest_that_are_free_and_run_out() {
+        let (_directory, state) = open();
+        let slots: Vec<_> =
+            (0..3).map(|i| state.insert_session(&new(i, &format!("u{i}")), 3).unwrap().slot).collect();
+        assert_eq!(slots, [0, 1, 2]);
+        assert!(matches!(state.insert_session(&new(9, "eve"), 3), Err(StateError::SlotsExhausted(3))));
+        state.remove_session(&SessionId::from_bits(1)).unwrap();
+        assert_eq!(state.insert_session(&new(9, "eve"), 3).unwrap().slot, 1);
+    }
+
+    #[test]
+    fn a_user_has_one_session_that_is_not_being_removed() {
+        let (_directory, state) = open();
+        let record = state.insert_session(&new(1, "ada"), 10).unwrap();
+        assert!(state.insert_session(&new(2, "ada"), 10).is_err());
+        state.set_phase(&record.id, Phase::Stopping).unwrap();
+        assert!(state.insert_session(&new(2, "ada"), 10).is_ok());
+    }
+
+    #[test]
+    fn a_newer_or_broken_database_is_refused() {
+        let (directory, state) = open();
+        state.connection().pragma_update(None, "user_version", 99).unwrap();
+        let path = directory.path().join("state.db");
+        let error = State::open(&path).err().unwrap().to_string();
+        assert!(error.contains("newer podspawn (schema 99"), "{error}");
+        let broken = directory.path().join("broken.db");
+        std::fs::write(&broken, "this is no database at all, but long enough to be taken for one".repeat(40)).unwrap();
+        assert!(matches!(State::open(&broken), Err(StateError::Open(..))));
+    }
+}

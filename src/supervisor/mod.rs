@@ -1,1 +1,131 @@
-//! supervisor
+//! The root process: listens, decides who may have which session, creates and destroys sessions.
+//!
+//! It never parses SSH and is never in the data path. Starting is one list, in this order, and what fails in it changes
+//! nothing that an earlier step did not make itself:
+//!
+//! 1. directories; 2. the lock (one supervisor for each root); 3. listeners; 4. host keys; 5. state.db; 6. image store;
+//! 7. cgroups; 8. network with the leases of sessions that live; 9. the spawner; 10. reconcile: adopt or remove what an
+//! earlier supervisor left; 11. control socket; 12. accept.
+//!
+//! SIGTERM leaves sessions and connections to the next supervisor, SIGINT ends everything.
+
+mod accept;
+mod client;
+mod control;
+mod pool;
+mod reconcile;
+mod start;
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use tokio::net::TcpStream;
+
+pub use self::start::StartError;
+use self::{accept::Startups, pool::Pool};
+use crate::{
+    errors::chain,
+    audit::Audit,
+    config::{
+        Config,
+        host_keys::{self, HostKeyError},
+    },
+    protocol::HostKey,
+    session::{Sessions, state::ConnectionId},
+    state::ConnectionRecord,
+};
+
+/// How long sessions may take to end when the server does.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(30);
+
+/// Threads that blocking kernel work may use. Image pulls wait there too.
+const BLOCKING_THREADS: usize = 256;
+
+/// What the tasks of the supervisor share.
+struct Supervisor {
+    config: RwLock<Arc<Config>>,
+    host_keys: Vec<HostKey>,
+    sessions: Sessions,
+    pool: Pool,
+    startups: Startups,
+    audit: Arc<Audit>,
+}
+
+/// Runs until a signal ends it.
+///
+/// # Errors
+/// [`StartError`]: the server could not be started, and nothing of it is left.
+pub fn run(config: Config) -> Result<(), StartError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .build()
+        .map_err(StartError::Runtime)?;
+    let result = runtime.block_on(start::start(config));
+    // A blocking task may still wait for a registry; it must not keep the process from ending.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+impl Supervisor {
+    /// The configuration as the files have it now; the last good one while they are not valid.
+    fn config(&self) -> Arc<Config> {
+        let current = self.config.read().unwrap_or_else(PoisonError::into_inner).clone();
+        match current.reload_if_changed() {
+            None => current,
+            Some(Ok(changed)) => {
+                tracing::info!("the configuration has changed");
+                let changed = Arc::new(changed);
+                *self.config.write().unwrap_or_else(PoisonError::into_inner) = changed.clone();
+                changed
+            }
+            Some(Err(error)) => {
+                tracing::error!("the changed configuration is not used: {}", chain(error));
+                current
+            }
+        }
+    }
+
+    /// Gives a TCP connection to a process of its own, or drops it.
+    fn take(supervisor: &Arc<Self>, stream: TcpStream, peer: SocketAddr) {
+        let limit = supervisor.config().auth.max_startups;
+        let dice = getrandom::u32().unwrap_or_default() % 100;
+        let Some(startup) = supervisor.startups.admit(limit, dice) else {
+            tracing::warn!(%peer, "dropped: too many connections have not logged in (auth.max_startups)");
+            return;
+        };
+        let supervisor = supervisor.clone();
+        tokio::spawn(async move {
+            match supervisor.pool.take().await {
+                Ok(process) => client::serve(supervisor, process, stream, peer, startup).await,
+                Err(error) => tracing::error!(%peer, "dropped: {}", chain(error)),
+            }
+        });
+    }
+
+    async fn remember_connection(self: &Arc<Self>, record: ConnectionRecord) {
+        self.with_state(move |state| state.insert_connection(&record)).await;
+    }
+
+    async fn forget_connection(self: &Arc<Self>, id: ConnectionId) {
+        self.with_state(move |state| state.remove_connection(id)).await;
+    }
+
+    /// Changes the database on a thread that may block. A failure is logged: the connection goes on, only a later
+    /// supervisor will not know it.
+    async fn with_state<F>(self: &Arc<Self>, change: F)
+    where
+        F: FnOnce(&crate::state::State) -> Result<(), crate::state::StateError> + Send + 'static,
+    {
+        let supervisor = self.clone();
+        let changed = tokio::task::spawn_blocking(move || change(&supervisor.sessions.context().state)).await;
+        match changed {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!("a connection is not recorded: {}", chain(error)),
+            Err(error) => tracing::error!("a connection is not recorded: {error}"),
+        }
+    }
+}

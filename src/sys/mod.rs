@@ -4,3 +4,4 @@
 
 pub mod async_fd;
 pub mod seqpacket;
+pub mod spawn;

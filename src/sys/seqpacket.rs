@@ -4,11 +4,18 @@
 use std::{
     io::{self, IoSlice, IoSliceMut},
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
-use nix::sys::socket::{
-    self, AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, sockopt,
+use nix::{
+    fcntl::{self, OFlag},
+    sys::{
+        socket::{
+            self, AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr,
+            sockopt,
+        },
+        stat::Mode,
+    },
 };
 
 /// The most descriptors one message may carry. The kernel's own bound is 253 (`SCM_MAX_FD`).
@@ -25,17 +32,46 @@ pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
 /// Listens on the socket file `path`, which must not exist.
 pub fn listen(path: &Path, backlog: i32) -> io::Result<OwnedFd> {
     let fd = socket::socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
-    socket::bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+    let through = short_path(path)?;
+    socket::bind(fd.as_raw_fd(), &UnixAddr::new(through.as_path())?)?;
     socket::listen(&fd, Backlog::new(backlog)?)?;
     Ok(fd)
 }
 
-/// Connects to the socket file `path`. A full backlog blocks, as connect(2) does.
+/// Connects to the socket file `path`. The socket is non-blocking.
+///
+/// # Errors
+/// `ConnectionRefused` or `NotFound` if nobody listens, `WouldBlock` if the listener's backlog is full.
 pub fn connect(path: &Path) -> io::Result<OwnedFd> {
-    let fd = socket::socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket::socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
     widen(&fd)?;
-    socket::connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+    let through = short_path(path)?;
+    socket::connect(fd.as_raw_fd(), &UnixAddr::new(through.as_path())?)?;
     Ok(fd)
+}
+
+/// A path of a socket file through a descriptor of its directory, which is closed on drop.
+///
+/// `sun_path` holds 108 bytes only (unix(7)), and `--root` may be anywhere.
+pub struct ShortPath {
+    path: PathBuf,
+    _directory: OwnedFd,
+}
+
+impl ShortPath {
+    pub fn as_path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// Makes a short path for `path`, whose directory must exist.
+pub fn short_path(path: &Path) -> io::Result<ShortPath> {
+    let (parent, name) = path.parent().zip(path.file_name()).ok_or(io::ErrorKind::InvalidInput)?;
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let directory = fcntl::open(parent, flags, Mode::empty())?;
+    let path = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name);
+    Ok(ShortPath { path, _directory: directory })
 }
 
 /// Accepts one connection, close-on-exec.

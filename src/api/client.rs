@@ -1,0 +1,111 @@
+//! The command line's side of the control API.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use http_body_util::{BodyExt, Empty};
+use hyper::{Method, Request, StatusCode, body::Bytes};
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+
+use super::types::{Problem, Session, Status};
+use crate::{session::SessionKey, sys::seqpacket};
+
+/// How long the server may take to answer. It answers from memory.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Why a request had no answer, or not the wanted one.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error("podspawn is not running: nothing answers on {}; start it with: podspawn serve", .0.display())]
+    NotRunning(PathBuf),
+    #[error("cannot reach podspawn on {}", .0.display())]
+    Connect(PathBuf, #[source] io::Error),
+    #[error("podspawn did not answer within {} seconds", LIMIT.as_secs())]
+    TimedOut,
+    #[error("podspawn's answer was cut off or is not HTTP")]
+    Http(#[from] hyper::Error),
+    #[error("podspawn's answer is not what this version expects")]
+    Answer(#[from] serde_json::Error),
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// A server, by its control socket.
+pub struct Client {
+    socket: PathBuf,
+}
+
+impl Client {
+    pub fn new(socket: &Path) -> Self {
+        Self { socket: socket.to_owned() }
+    }
+
+    pub fn sessions(&self) -> Result<Vec<Session>, ClientError> {
+        self.json(Method::GET, "/v1/sessions")
+    }
+
+    pub fn status(&self) -> Result<Status, ClientError> {
+        self.json(Method::GET, "/v1/status")
+    }
+
+    /// Ends a session.
+    pub fn stop(&self, key: &SessionKey) -> Result<(), ClientError> {
+        self.request(Method::POST, &format!("/v1/sessions/{key}/stop")).map(|_| ())
+    }
+
+    /// Ends all sessions.
+    pub fn stop_all(&self) -> Result<(), ClientError> {
+        self.request(Method::POST, "/v1/stop-all").map(|_| ())
+    }
+
+    fn json<T: DeserializeOwned>(&self, method: Method, path: &str) -> Result<T, ClientError> {
+        Ok(serde_json::from_slice(&self.request(method, path)?)?)
+    }
+
+    /// Blocks for one request; a command makes one or two in its life.
+    fn request(&self, method: Method, path: &str) -> Result<Bytes, ClientError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| ClientError::Connect(self.socket.clone(), error))?;
+        runtime.block_on(async {
+            tokio::time::timeout(LIMIT, self.exchange(method, path)).await.unwrap_or(Err(ClientError::TimedOut))
+        })
+    }
+
+    async fn exchange(&self, method: Method, path: &str) -> Result<Bytes, ClientError> {
+        let through = seqpacket::short_path(&self.socket).map_err(|error| self.unreachable(error))?;
+        let stream = UnixStream::connect(through.as_path()).await.map_err(|error| self.unreachable(error))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        // Ends with the runtime; what goes wrong in it shows in the answer.
+        tokio::spawn(connection);
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(hyper::header::HOST, "podspawn")
+            .body(Empty::<Bytes>::new())
+            .expect("a request of constant parts and checked names is well formed");
+        let answer = sender.send_request(request).await?;
+        let status = answer.status();
+        let body = answer.into_body().collect().await?.to_bytes();
+        if status.is_success() {
+            return Ok(body);
+        }
+        let problem = serde_json::from_slice::<Problem>(&body).map(|problem| problem.error);
+        Err(ClientError::Refused(problem.unwrap_or_else(|_| describe(status))))
+    }
+
+    fn unreachable(&self, error: io::Error) -> ClientError {
+        match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NotRunning(self.socket.clone()),
+            _ => ClientError::Connect(self.socket.clone(), error),
+        }
+    }
+}
+
+fn describe(status: StatusCode) -> String {
+    format!("podspawn answered {status}")
+}

@@ -1,0 +1,99 @@
+//! The server's side of the control API.
+
+use std::{io, path::Path};
+
+use axum::{
+    Json, Router,
+    extract::{Path as PathPart, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use hyper_util::{rt::TokioIo, service::TowerToHyperService};
+use tokio::net::{UnixListener, UnixStream};
+
+use super::{
+    Backend,
+    types::{Problem, Status},
+};
+use crate::{session::SessionKey, sys::seqpacket};
+
+/// Requests of how many clients are served at once. Further ones wait to be accepted.
+const CLIENTS: usize = 64;
+
+/// Listens on the socket file `path`, which only root may use. A file that an earlier server left is replaced: the caller
+/// holds the lock that says there is no other.
+pub fn listen(path: &Path) -> io::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // The directory is root's alone, so nobody gets in before the mode is set.
+    let listener = UnixListener::bind(seqpacket::short_path(path)?.as_path())?;
+    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Answers requests for ever.
+pub async fn serve(listener: UnixListener, backend: impl Backend) -> io::Result<()> {
+    let router = router(backend);
+    let permits = std::sync::Arc::new(tokio::sync::Semaphore::new(CLIENTS));
+    loop {
+        let permit = permits.clone().acquire_owned().await.map_err(io::Error::other)?;
+        let (stream, _) = listener.accept().await?;
+        if !from_root(&stream) {
+            continue;
+        }
+        let service = TowerToHyperService::new(router.clone());
+        tokio::spawn(async move {
+            let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+            if let Err(error) = connection.await {
+                tracing::debug!("control connection: {error}");
+            }
+            drop(permit);
+        });
+    }
+}
+
+fn from_root(stream: &UnixStream) -> bool {
+    match stream.peer_cred() {
+        Ok(peer) if peer.uid() == 0 => true,
+        Ok(peer) => {
+            tracing::warn!(uid = peer.uid(), "refused on the control socket: not root");
+            false
+        }
+        Err(error) => {
+            tracing::warn!("refused on the control socket: {error}");
+            false
+        }
+    }
+}
+
+fn router<B: Backend>(backend: B) -> Router {
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/v1/sessions", get(|State(backend): State<B>| async move { Json(backend.sessions().await) }))
+        .route("/v1/status", get(|State(backend): State<B>| async move { Json(Status::of(&backend.sessions().await)) }))
+        .route("/v1/sessions/{key}/stop", post(stop::<B>))
+        .route(
+            "/v1/stop-all",
+            post(|State(backend): State<B>| async move {
+                backend.stop_all().await;
+                StatusCode::NO_CONTENT
+            }),
+        )
+        .fallback(|| async { problem(StatusCode::NOT_FOUND, "there is no such resource") })
+        .with_state(backend)
+}
+
+async fn stop<B: Backend>(State(backend): State<B>, PathPart(key): PathPart<String>) -> Response {
+    match key.parse::<SessionKey>() {
+        Err(error) => problem(StatusCode::BAD_REQUEST, &error.to_string()),
+        Ok(key) if backend.stop(key.clone()).await => StatusCode::NO_CONTENT.into_response(),
+        Ok(key) => problem(StatusCode::NOT_FOUND, &format!("there is no session of {key}")),
+    }
+}
+
+fn problem(status: StatusCode, error: &str) -> Response {
+    (status, Json(Problem { error: error.to_owned() })).into_response()
+}

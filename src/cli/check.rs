@@ -1,0 +1,114 @@
+//! `config check`.
+
+use std::io::{self, Write};
+
+use clap::Subcommand;
+use serde_json::{Value, json};
+
+use super::{Session, table};
+use crate::config::{Config, Egress, Mode, users};
+
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Validate the configuration and the users' keys, and print what is in force and where it comes from
+    Check {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+impl ConfigCommand {
+    pub fn run(&self, session: &Session<'_>) -> anyhow::Result<()> {
+        let Self::Check { json } = self;
+        // Loading has validated the file; what follows are the files that it points to.
+        let (_, warnings) = users::list(&session.config.paths.key_dir)?;
+        for warning in warnings {
+            writeln!(io::stderr(), "podspawn: warning: {warning}")?;
+        }
+        let origin = |field: &str| if session.config.sets(field) { "file" } else { "default" };
+        let fields = effective(session.config);
+        if *json {
+            let all = fields.iter().map(|(field, value)| json!({"field": field, "value": value, "origin": origin(field)}));
+            writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&all.collect::<Vec<_>>())?)?;
+        } else {
+            let rows: Vec<_> =
+                fields.iter().map(|(field, value)| [(*field).to_owned(), plain(value), origin(field).to_owned()]).collect();
+            table::print(["FIELD", "VALUE", "ORIGIN"], &rows)?;
+            writeln!(io::stderr(), "{}: valid", session.config.paths.config_file.display())?;
+        }
+        Ok(())
+    }
+}
+
+fn plain(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// Every field with the value in force, in the form that the file would have it.
+fn effective(config: &Config) -> Vec<(&'static str, Value)> {
+    let duration = |value: std::time::Duration| json!(humantime::format_duration(value).to_string());
+    let network = |(address, prefix): &(std::net::Ipv4Addr, u8)| json!(format!("{address}/{prefix}"));
+    let Config { paths, instance: _, listen, auth, defaults, session, security, resources, network: net, images, log, source: _ } =
+        config;
+    let startups = auth.max_startups;
+    vec![
+        ("listen", json!(listen)),
+        ("auth.key_dir", json!(paths.key_dir)),
+        ("auth.host_key_dir", json!(paths.host_key_dir)),
+        ("auth.max_startups", json!(format!("{}:{}:{}", startups.start, startups.rate, startups.full))),
+        ("auth.login_grace_time", duration(auth.login_grace_time)),
+        ("auth.max_auth_tries", json!(auth.max_auth_tries)),
+        ("auth.max_sessions", json!(auth.max_sessions)),
+        ("auth.accept_env", json!(auth.accept_env)),
+        ("defaults.image", json!(defaults.image)),
+        ("defaults.shell", json!(defaults.shell)),
+        ("defaults.cpus", json!(defaults.cpus.unwrap_or(0.0))),
+        ("defaults.memory", json!(defaults.memory.unwrap_or(0))),
+        ("defaults.user", json!(defaults.user_is_root.then_some("root"))),
+        ("defaults.sudo", json!(defaults.sudo)),
+        (
+            "session.mode",
+            json!(match session.mode {
+                Mode::DestroyOnDisconnect => "destroy-on-disconnect",
+                Mode::GracePeriod => "grace-period",
+            }),
+        ),
+        ("session.grace_period", duration(session.grace_period)),
+        ("session.max_lifetime", duration(session.max_lifetime)),
+        ("session.client_alive_interval", duration(session.client_alive_interval)),
+        ("session.client_alive_count_max", json!(session.client_alive_count_max)),
+        ("state.db_path", json!(paths.db)),
+        ("log.file", json!(log.file)),
+        ("log.audit_log", json!(log.audit_log)),
+        ("security.capabilities", json!(security.capabilities)),
+        ("security.no_new_privileges", json!(security.no_new_privileges)),
+        ("security.pids_limit", json!(security.pids_limit)),
+        ("security.readonly_rootfs", json!(security.readonly_rootfs)),
+        ("security.tmpfs", json!(security.tmpfs)),
+        ("security.userns.first", json!(security.userns_first)),
+        ("security.userns.count", json!(security.userns_count)),
+        ("resources.max_per_user", json!(resources.max_per_user)),
+        ("resources.max_containers", json!(resources.max_containers)),
+        ("network.pool", net.pool.as_ref().map(network).unwrap_or_default()),
+        (
+            "network.egress",
+            match &net.egress {
+                Egress::Public => json!("public"),
+                Egress::None => json!("none"),
+                Egress::Open => json!("open"),
+                Egress::Only(networks) => networks.iter().map(network).collect(),
+            },
+        ),
+        ("network.dns", json!(net.dns)),
+        ("images.default_registry", json!(images.default_registry)),
+        ("images.mirrors", json!(images.mirrors)),
+        ("images.insecure", json!(images.insecure)),
+        ("images.max_size", json!(images.max_bytes)),
+        ("images.max_entries", json!(images.max_entries)),
+    ]
+}

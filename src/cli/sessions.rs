@@ -1,0 +1,93 @@
+//! `list`, `status` and `stop`.
+
+use std::io::{self, Write};
+
+use anyhow::Context as _;
+use clap::Args;
+
+use super::{Session, table};
+use crate::{api::types, session::SessionKey};
+
+#[derive(Debug, Args)]
+pub struct List {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl List {
+    pub fn run(&self, session: &Session<'_>) -> anyhow::Result<()> {
+        let sessions = session.client().sessions()?;
+        if self.json {
+            writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&sessions)?)?;
+        } else {
+            let rows: Vec<_> = sessions.iter().map(row).collect();
+            table::print(["USER", "PROJECT", "CONTAINER", "STATUS", "CONNS", "AGE", "LIFETIME LEFT"], &rows)?;
+        }
+        Ok(())
+    }
+}
+
+fn row(session: &types::Session) -> [String; 7] {
+    let status = match session.grace_seconds {
+        Some(left) => format!("{} ({} left)", session.status, table::duration(left)),
+        None => session.status.clone(),
+    };
+    [
+        session.user.clone(),
+        session.project.clone().unwrap_or_else(|| "(default)".to_owned()),
+        session.id.clone().unwrap_or_else(|| "-".to_owned()),
+        status,
+        session.connections.to_string(),
+        table::duration(session.age_seconds),
+        session.lifetime_seconds.map_or_else(|| "-".to_owned(), table::duration),
+    ]
+}
+
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl StatusArgs {
+    pub fn run(&self, session: &Session<'_>) -> anyhow::Result<()> {
+        let status = session.client().status()?;
+        let mut out = io::stdout().lock();
+        if self.json {
+            writeln!(out, "{}", serde_json::to_string_pretty(&status)?)?;
+            return Ok(());
+        }
+        let types::Status { version, sessions, running, grace, connections, oldest_session_seconds } = status;
+        let oldest = oldest_session_seconds.map_or_else(|| "-".to_owned(), table::duration);
+        writeln!(out, "version      {version}")?;
+        writeln!(out, "sessions     {sessions} ({running} running, {grace} in grace)")?;
+        writeln!(out, "connections  {connections}")?;
+        writeln!(out, "oldest       {oldest}")?;
+        Ok(())
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct Stop {
+    /// Whose session to end
+    #[arg(value_name = "USER[@PROJECT]", required_unless_present = "all")]
+    session: Option<String>,
+    /// End all sessions
+    #[arg(long, conflicts_with = "session")]
+    all: bool,
+}
+
+impl Stop {
+    pub fn run(&self, session: &Session<'_>) -> anyhow::Result<()> {
+        let client = session.client();
+        match &self.session {
+            None => Ok(client.stop_all()?),
+            Some(text) => {
+                let key: SessionKey = text.parse()?;
+                client.stop(&key).with_context(|| format!("cannot stop {key}"))
+            }
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! Turns the file's fields into values with every default filled in, and refuses what makes no sense.
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use super::{
+    Auth, Config, Defaults, Egress, Images, Log, MaxStartups, Mode, Network, Paths, Resources, Security, Session,
+    load::{ConfigError, Source, ValueError},
+    raw, units,
+};
+use crate::names::InstanceTag;
+
+/// The bounding set of a container: what package managers and servers need, and nothing that reaches beyond the
+/// container's own namespaces. See docs/security.md.
+const CAPABILITIES: &[&str] = &[
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "NET_BIND_SERVICE",
+    "SETFCAP",
+    "SETGID",
+    "SETPCAP",
+    "SETUID",
+    "SYS_CHROOT",
+];
+
+/// What `security.cap_add` may add to them.
+const MORE_CAPABILITIES: &[&str] = &["AUDIT_WRITE", "MKNOD", "NET_RAW", "SYS_NICE", "SYS_PTRACE"];
+
+/// Ids per container, and the number behind the last id that a host has (2^32 - 1 means "no id").
+const IDS: u64 = 65_536;
+const LAST_ID: u64 = (1 << 32) - 2;
+
+struct Fields<'a> {
+    file: &'a Path,
+}
+
+impl Fields<'_> {
+    fn bad(&self, field: &'static str, why: impl Into<ValueError>) -> ConfigError {
+        ConfigError::Value { file: self.file.to_owned(), field, why: why.into() }
+    }
+
+    fn rule(&self, field: &'static str, text: impl Into<String>) -> ConfigError {
+        self.bad(field, ValueError::Rule(text.into()))
+    }
+
+    fn duration(&self, field: &'static str, text: Option<&str>, default: &str) -> Result<Duration, ConfigError> {
+        units::parse_duration(text.unwrap_or(default)).map_err(|error| self.bad(field, error))
+    }
+
+    fn size(&self, field: &'static str, size: Option<raw::Size>, default: u64) -> Result<u64, ConfigError> {
+        match size {
+            None => Ok(default),
+            Some(raw::Size::Bytes(bytes)) => Ok(bytes),
+            Some(raw::Size::Text(text)) => units::parse_size(&text).map_err(|error| self.bad(field, error)),
+        }
+    }
+
+    fn network(&self, field: &'static str, text: &str) -> Result<(std::net::Ipv4Addr, u8), ConfigError> {
+        units::parse_network(text).map_err(|error| self.bad(field, error))
+    }
+}
+
+pub(super) fn config(
+    root: &Path,
+    file: &Path,
+    instance: InstanceTag,
+    raw: raw::File,
+    source: Source,
+) -> Result<Config, ConfigError> {
+    let fields = Fields { file };
+    let auth_raw = raw.auth.unwrap_or_default();
+    let state_raw = raw.state.unwrap_or_default();
+    let under_root = |path: &str| root.join(path.trim_start_matches('/'));
+    let chosen = |path: Option<String>, default: &str| path.map_or_else(|| under_root(default), PathBuf::from);
+    let paths = Paths {
+        root: root.to_owned(),
+        config_file: file.to_owned(),
+        key_dir: chosen(auth_raw.key_dir.clone(), "etc/podspawn/keys"),
+        host_key_dir: chosen(auth_raw.host_key_dir.clone(), "etc/podspawn/host_keys"),
+        state_dir: under_root("var/lib/podspawn"),
+        db: chosen(state_raw.db_path, "var/lib/podspawn/state.db"),
+        run_dir: under_root("run/podspawn"),
+        control_socket: under_root("run/podspawn/podspawn.sock"),
+    };
+    for (field, path) in
+        [("auth.key_dir", &paths.key_dir), ("auth.host_key_dir", &paths.host_key_dir), ("state.db_path", &paths.db)]
+    {
+        if !path.is_absolute() {
+            return Err(fields.rule(field, format!("{} is not an absolute path", path.display())));
+        }
+    }
+    let log = raw.log.unwrap_or_default();
+    Ok(Config {
+        paths,
+        instance,
+        listen: listen(&fields, raw.listen)?,
+        auth: auth(&fields, auth_raw)?,
+        defaults: defaults(&fields, raw.defaults.unwrap_or_default())?,
+        session: session(&fields, raw.session.unwrap_or_default())?,
+        security: security(&fields, raw.security.unwrap_or_default())?,
+        resources: resources(raw.resources.unwrap_or_default()),
+        network: network(&fields, raw.network.unwrap_or_default())?,
+        images: images(&fields, raw.images.unwrap_or_default())?,
+        log: Log { file: log.file.map(PathBuf::from), audit_log: log.audit_log.map(PathBuf::from) },
+        source,
+    })
+}
+
+fn listen(fields: &Fields<'_>, raw: Option<raw::Listen>) -> Result<Vec<std::net::SocketAddr>, ConfigError> {
+    let texts = match raw {
+        None => vec!["0.0.0.0:2222".to_owned(), "[::]:2222".to_owned()],
+        Some(raw::Listen::One(text)) => vec![text],
+        Some(raw::Listen::Many(texts)) => texts,
+    };
+    if texts.is_empty() {
+        return Err(fields.rule("listen", "the list is empty"));
+    }
+    texts.iter().map(|text| text.parse().map_err(|_| fields.bad("listen", ValueError::Address(text.clone())))).collect()
+}
+
+fn auth(fields: &Fields<'_>, raw: raw::Auth) -> Result<Auth, ConfigError> {
+    let max_startups = match &raw.max_startups {
+        None => MaxStartups { start: 50, rate: 30, full: 100 },
+        Some(text) => max_startups(text).ok_or_else(|| {
+            fields.rule("auth.max_startups", format!("{text:?} is not START:RATE:FULL or one number, such as 50:30:100"))
+        })?,
+    };
+    let accept_env = raw.accept_env.unwrap_or_default();
+    Ok(Auth {
+        max_startups,
+        login_grace_time: fields.duration("auth.login_grace_time", raw.login_grace_time.as_deref(), "30s")?,
+        max_auth_tries: raw.max_auth_tries.unwrap_or(6),
+        max_sessions: raw.max_sessions.unwrap_or(32),
+        accept_env: ["LANG", "LC_*", "TERM", "COLORTERM"].map(str::to_owned).into_iter().chain(accept_env).collect(),
+    })
+}
+
+fn max_startups(text: &str) -> Option<MaxStartups> {
+    let parts: Vec<u32> = text.split(':').map(|part| part.parse().ok()).collect::<Option<_>>()?;
+    match parts[..] {
+        [full] if full > 0 => Some(MaxStartups { start: full, rate: 100, full }),
+        [start, rate @ 1..=100, full] if start > 0 && full >= start => Some(MaxStartups { start, rate, full }),
+        _ => None,
+    }
+}
+
+fn defaults(fields: &Fields<'_>, raw: raw::Defaults) -> Result<Defaults, ConfigError> {
+    let cpus = raw.cpus.unwrap_or(2.0);
+    if !(cpus == 0.0 || (0.01..=4096.0).contains(&cpus)) {
+        return Err(fields.rule("defaults.cpus", format!("{cpus} is not between 0.01 and 4096 (0 = no limit)")));
+    }
+    let memory = fields.size("defaults.memory", raw.memory, 2 << 30)?;
+    if memory != 0 && memory < 8 << 20 {
+        return Err(fields.rule("defaults.memory", "no container runs in less than 8m (0 = no limit)"));
+    }
+    let shell = raw.shell.unwrap_or_else(|| "/bin/bash".to_owned());
+    if !shell.starts_with('/') || shell.contains(['\n', ':', '\0']) {
+        return Err(fields.rule("defaults.shell", format!("{shell:?} is not an absolute path")));
+    }
+    let user_is_root = match raw.user.as_deref() {
+        None => false,
+        Some("root") => true,
+        Some(other) => {
+            return Err(fields.bad("defaults.user", ValueError::Word { value: other.to_owned(), known: &["root"] }));
+        }
+    };
+    Ok(Defaults {
+        image: raw.image.unwrap_or_else(|| "ubuntu:24.04".to_owned()),
+        shell,
+        cpus: (cpus > 0.0).then_some(cpus),
+        memory: (memory > 0).then_some(memory),
+        user_is_root,
+        sudo: raw.sudo.unwrap_or(true),
+    })
+}
+
+fn session(fields: &Fields<'_>, raw: raw::Session) -> Result<Session, ConfigError> {
+    let known = &["destroy-on-disconnect", "grace-period"];
+    let mode = match raw.mode.as_deref() {
+        None | Some("grace-period") => Mode::GracePeriod,
+        Some("destroy-on-disconnect") => Mode::DestroyOnDisconnect,
+        Some("persistent") => return Err(fields.rule("session.mode", "persistent is not supported by this version")),
+        Some(other) => return Err(fields.bad("session.mode", ValueError::Word { value: other.to_owned(), known })),
+    };
+    Ok(Session {
+        mode,
+        grace_period: fields.duration("session.grace_period", raw.grace_period.as_deref(), "60s")?,
+        max_lifetime: fields.duration("session.max_lifetime", raw.max_lifetime.as_deref(), "8h")?,
+        client_alive_interval: fields.duration(
+            "session.client_alive_interval",
+            raw.client_alive_interval.as_deref(),
+            "60s",
+        )?,
+        client_alive_count_max: raw.client_alive_count_max.unwrap_or(3),
+    })
+}
+
+fn security(fields: &Fields<'_>, raw: raw::Security) -> Result<Security, ConfigError> {
+    let name = |text: &String| text.to_ascii_uppercase().trim_start_matches("CAP_").to_owned();
+    let mut capabilities: BTreeSet<String> = CAPABILITIES.iter().map(|name| (*name).to_owned()).collect();
+    for dropped in raw.cap_drop.iter().flatten().map(name) {
+        if dropped == "ALL" {
+            capabilities.clear();
+        } else if !capabilities.remove(&dropped) {
+            return Err(fields.rule("security.cap_drop", format!("{dropped} is not in the default set")));
+        }
+    }
+    for added in raw.cap_add.iter().flatten().map(name) {
+        if !CAPABILITIES.contains(&added.as_str()) && !MORE_CAPABILITIES.contains(&added.as_str()) {
+            let text = format!("{added} would let a container act on the host; possible are {}", possible());
+            return Err(fields.rule("security.cap_add", text));
+        }
+        capabilities.insert(added);
+    }
+    let userns = raw.userns.unwrap_or_default();
+    let first = userns.first.unwrap_or(1_000_000_000);
+    if u64::from(first) < IDS || u64::from(first) + IDS > LAST_ID {
+        return Err(fields.rule("security.userns", format!("first: {first} is not between {IDS} and {}", LAST_ID - IDS)));
+    }
+    let room = (LAST_ID - u64::from(first)) / IDS;
+    let count = userns.count.map_or(room.min(32_768), u64::from);
+    if count == 0 || count > room {
+        return Err(fields.rule("security.userns", format!("count: {count} is not between 1 and {room}")));
+    }
+    let tmpfs = raw.tmpfs.unwrap_or_default();
+    if let Some(path) = tmpfs.keys().find(|path| !path.starts_with('/') || path.split('/').any(|part| part == "..")) {
+        return Err(fields.rule("security.tmpfs", format!("{path:?} is not an absolute path without ..")));
+    }
+    let pids_limit = raw.pids_limit.unwrap_or(512);
+    if pids_limit < 8 {
+        return Err(fields.rule("security.pids_limit", "no session works with fewer than 8 processes"));
+    }
+    Ok(Security {
+        capabilities: capabilities.into_iter().collect(),
+        no_new_privileges: raw.no_new_privileges,
+        pids_limit,
+        readonly_rootfs: raw.readonly_rootfs.unwrap_or(false),
+        tmpfs,
+        userns_first: first,
+        userns_count: u32::try_from(count).unwrap_or(u32::MAX),
+    })
+}
+
+fn possible() -> String {
+    CAPABILITIES.iter().chain(MORE_CAPABILITIES).copied().collect::<Vec<_>>().join(", ")
+}
+
+fn resources(raw: raw::Resources) -> Resources {
+    Resources {
+        max_per_user: raw.max_per_user.unwrap_or(3),
+        max_containers: raw.max_containers.unwrap_or(0),
+    }
+}
+
+fn network(fields: &Fields<'_>, raw: raw::Network) -> Result<Network, ConfigError> {
+    let pool = raw.pool.map(|text| fields.network("network.pool", &text)).transpose()?;
+    if let Some((address, prefix)) = pool.filter(|(_, prefix)| *prefix > 30 || *prefix < 8) {
+        let text = format!("{address}/{prefix} does not have between 4 and 16 million addresses");
+        return Err(fields.rule("network.pool", text));
+    }
+    let known = &["public", "none", "open", "a list of networks"];
+    let egress = match raw.egress {
+        None => Egress::Public,
+        Some(raw::Egress::Word(word)) => match word.as_str() {
+            "public" => Egress::Public,
+            "none" => Egress::None,
+            "open" => Egress::Open,
+            _ => return Err(fields.bad("network.egress", ValueError::Word { value: word, known })),
+        },
+        Some(raw::Egress::Networks(texts)) => {
+            Egress::Only(texts.iter().map(|text| fields.network("network.egress", text)).collect::<Result<_, _>>()?)
+        }
+    };
+    let dns = raw.dns.unwrap_or_default();
+    let dns = dns
+        .iter()
+        .map(|text| text.parse().map_err(|_| fields.rule("network.dns", format!("{text:?} is not an IP address"))))
+        .collect::<Result<_, _>>()?;
+    Ok(Network { pool, egress, dns })
+}
+
+fn images(fields: &Fields<'_>, raw: raw::Images) -> Result<Images, ConfigError> {
+    Ok(Images {
+        default_registry: raw.default_registry.unwrap_or_else(|| "docker.io".to_owned()),
+        mirrors: raw.mirrors.unwrap_or_default(),
+        insecure: raw.insecure.unwrap_or_default(),
+        max_bytes: fields.size("images.max_size", raw.max_size, 64 << 30)?,
+        max_entries: raw.max_entries.unwrap_or(4_000_000),
+    })
+}

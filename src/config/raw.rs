@@ -1,0 +1,180 @@
+//! The shape of `config.yaml`: every field optional, unknown ones are errors.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_yaml::Value;
+
+/// Declares a section; fields after `later:` are known to the product but not to this version, and setting one is an error
+/// rather than a promise that is not kept.
+macro_rules! section {
+    ($(#[$doc:meta])* $name:ident { $($field:ident: $type:ty,)* } later { $($later:ident,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Default, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub(super) struct $name {
+            $(pub(super) $field: Option<$type>,)*
+            $($later: Option<Value>,)*
+        }
+
+        impl $name {
+            /// The fields that this version does not support and that the file sets.
+            pub(super) fn unsupported(&self) -> Vec<&'static str> {
+                let set: &[(&'static str, bool)] = &[$((stringify!($later), self.$later.is_some()),)*];
+                set.iter().filter(|(_, set)| *set).map(|(name, _)| *name).collect()
+            }
+        }
+    };
+}
+
+section! {
+    /// The whole file.
+    File {
+        listen: Listen,
+        auth: Auth,
+        defaults: Defaults,
+        session: Session,
+        state: State,
+        log: Log,
+        security: Security,
+        resources: Resources,
+        network: Network,
+        images: Images,
+    } later { projects_file, metrics, volumes, }
+}
+
+section! {
+    Auth {
+        key_dir: String,
+        host_key_dir: String,
+        max_startups: String,
+        login_grace_time: String,
+        max_auth_tries: u32,
+        max_sessions: u32,
+        accept_env: Vec<String>,
+    } later { trusted_user_ca_keys, revoked_keys, }
+}
+
+section! {
+    Defaults {
+        image: String,
+        shell: String,
+        cpus: f64,
+        memory: Size,
+        user: String,
+        sudo: bool,
+    } later { disk, }
+}
+
+section! {
+    Session {
+        mode: String,
+        grace_period: String,
+        max_lifetime: String,
+        client_alive_interval: String,
+        client_alive_count_max: u32,
+    } later { idle_timeout, keep_records, warm, }
+}
+
+section! {
+    State {
+        db_path: String,
+    } later { lock_dir, homes_dir, }
+}
+
+section! {
+    Log {
+        file: String,
+        audit_log: String,
+    } later { }
+}
+
+section! {
+    Security {
+        cap_drop: Vec<String>,
+        cap_add: Vec<String>,
+        no_new_privileges: bool,
+        pids_limit: u64,
+        readonly_rootfs: bool,
+        tmpfs: BTreeMap<String, String>,
+        userns: Userns,
+    } later { seccomp_profile, nested, runtime, }
+}
+
+section! {
+    Userns {
+        first: u32,
+        count: u32,
+    } later { }
+}
+
+section! {
+    Resources {
+        max_per_user: u32,
+        max_containers: u32,
+    } later { }
+}
+
+section! {
+    Network {
+        pool: String,
+        egress: Egress,
+        dns: Vec<String>,
+    } later { }
+}
+
+section! {
+    Images {
+        default_registry: String,
+        mirrors: BTreeMap<String, Vec<String>>,
+        insecure: Vec<String>,
+        max_size: Size,
+        max_entries: u64,
+    } later { registries, keep_free, }
+}
+
+/// One address or a list of them.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Listen {
+    One(String),
+    Many(Vec<String>),
+}
+
+/// A number of bytes, or a text with a unit.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Size {
+    Bytes(u64),
+    Text(String),
+}
+
+/// A word, or a list of networks.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Egress {
+    Word(String),
+    Networks(Vec<String>),
+}
+
+impl File {
+    /// Every field of the file that this version does not support, with its section.
+    pub(super) fn all_unsupported(&self) -> Vec<String> {
+        let mut all: Vec<String> = self.unsupported().into_iter().map(str::to_owned).collect();
+        let mut add = |section: &str, fields: Option<Vec<&'static str>>| {
+            all.extend(fields.into_iter().flatten().map(|field| format!("{section}.{field}")));
+        };
+        add("auth", self.auth.as_ref().map(Auth::unsupported));
+        add("defaults", self.defaults.as_ref().map(Defaults::unsupported));
+        add("session", self.session.as_ref().map(Session::unsupported));
+        add("state", self.state.as_ref().map(State::unsupported));
+        add("log", self.log.as_ref().map(Log::unsupported));
+        add("security", self.security.as_ref().map(Security::unsupported));
+        add("resources", self.resources.as_ref().map(Resources::unsupported));
+        let userns = self.security.as_ref().and_then(|security| security.userns.as_ref());
+        add("security.userns", userns.map(Userns::unsupported));
+        add("network", self.network.as_ref().map(Network::unsupported));
+        add("images", self.images.as_ref().map(Images::unsupported));
+        all
+    }
+}

@@ -1,0 +1,437 @@
+//! The one task that holds a session: it feeds the state machine and carries its actions out.
+
+use std::{
+    collections::HashMap,
+    os::fd::OwnedFd,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::{mpsc, oneshot},
+};
+
+use super::{
+    registry::Inner,
+    state::{Action, ConnectionId, Creating, Grace, Next, Policy, Reason, Running, State, Stopping},
+    steps::{self, Context, CreateError, Live, SessionKey},
+};
+use crate::{
+    errors::chain,
+    config::Config,
+    image,
+    names::SessionId,
+    state::{Phase, SessionRecord},
+    sys::{async_fd, seqpacket},
+};
+
+/// How often a removal that failed is tried again, at first; doubles up to [`RETRY_MAX`].
+const RETRY_MIN: Duration = Duration::from_millis(500);
+const RETRY_MAX: Duration = Duration::from_secs(60);
+
+/// What a session tells the task of a connection.
+#[derive(Debug)]
+pub enum ToClient {
+    /// The session is there; the descriptor is a socket connected to its init.
+    Attached { session: SessionId, init: OwnedFd },
+    Refused(String),
+    Progress(String),
+    Terminate(String),
+}
+
+/// A connection, as its session sees it.
+#[derive(Debug, Clone)]
+pub struct Client {
+    pub id: ConnectionId,
+    /// Holds [`Client::QUEUE`] messages. Progress is dropped when it is half full; of the others there is one of a kind.
+    pub outgoing: mpsc::Sender<ToClient>,
+}
+
+impl Client {
+    /// The size to make the queue.
+    pub const QUEUE: usize = 16;
+
+    fn tell(&self, message: ToClient) {
+        // A full queue is one whose task has stopped reading, and a closed one that of a connection that is gone; its
+        // detach is on its way in both cases.
+        let _ = self.outgoing.try_send(message);
+    }
+
+    fn progress(&self, line: &str) {
+        if self.outgoing.capacity() > Self::QUEUE / 2 {
+            self.tell(ToClient::Progress(line.to_owned()));
+        }
+    }
+}
+
+/// What `list` shows of a session.
+#[derive(Debug, Clone)]
+pub struct View {
+    pub key: SessionKey,
+    /// `None` until the session has a record.
+    pub record: Option<SessionRecord>,
+    pub phase: Phase,
+    pub connections: usize,
+    pub ends_at: Option<SystemTime>,
+    pub grace_until: Option<SystemTime>,
+}
+
+/// What reaches a driver.
+pub(super) enum Event {
+    Attach(Client),
+    Detach(ConnectionId),
+    Stop(Reason),
+    View(oneshot::Sender<View>),
+    Progress(String),
+    Created(Result<Live, CreateError>),
+    Destroyed(Result<(), steps::DestroyError>),
+}
+
+/// A driver's mailbox. Unbounded in type; in fact each connection sends it two events and each command one.
+pub(super) type Mailbox = mpsc::UnboundedSender<Event>;
+
+pub(super) struct Driver {
+    inner: Arc<Inner>,
+    key: SessionKey,
+    policy: Policy,
+    mailbox: Mailbox,
+    events: mpsc::UnboundedReceiver<Event>,
+    clients: HashMap<ConnectionId, Client>,
+    record: Option<SessionRecord>,
+    container: Option<crate::runtime::Container>,
+    init: Option<AsyncFd<OwnedFd>>,
+    retry: Duration,
+}
+
+impl Driver {
+    fn new(
+        inner: Arc<Inner>,
+        key: SessionKey,
+        mailbox: Mailbox,
+        events: mpsc::UnboundedReceiver<Event>,
+        policy: Policy,
+    ) -> Self {
+        let clients = HashMap::new();
+        Self { inner, key, policy, mailbox, events, clients, record: None, container: None, init: None, retry: RETRY_MIN }
+    }
+
+    /// Makes a session for its first connection and stays with it until it is gone.
+    pub(super) async fn create(
+        inner: Arc<Inner>,
+        key: SessionKey,
+        config: Arc<Config>,
+        first: Client,
+        (mailbox, events): (Mailbox, mpsc::UnboundedReceiver<Event>),
+    ) {
+        let policy = Policy {
+            grace: steps::grace(config.session.mode, &config),
+            ends_at: ends_at(SystemTime::now(), &config),
+        };
+        let mut driver = Self::new(inner, key, mailbox, events, policy);
+        let state = State::Creating(Creating::new(first.id));
+        driver.clients.insert(first.id, first);
+        driver.start_creation(config);
+        driver.run(state).await;
+    }
+
+    /// Takes over a session that an earlier supervisor left in the database.
+    pub(super) async fn adopt(
+        inner: Arc<Inner>,
+        record: SessionRecord,
+        config: Arc<Config>,
+        clients: Vec<Client>,
+        (mailbox, events): (Mailbox, mpsc::UnboundedReceiver<Event>),
+    ) {
+        let key = SessionKey { user: record.user.clone(), project: record.project.clone() };
+        let policy =
+            Policy { grace: steps::grace(record.mode, &config), ends_at: ends_at(record.created_at, &config) };
+        let now = SystemTime::now();
+        let container = inner.context.adopt(&record);
+        let (state, actions) = match (&container, record.phase) {
+            (Some(_), Phase::Running) => {
+                Running::adopted(clients.iter().map(|client| client.id).collect(), now, &policy)
+            }
+            (Some(_), Phase::Grace) => match record.grace_deadline {
+                Some(deadline) => (State::Grace(Grace::adopted(deadline)), vec![]),
+                None => Stopping::adopted(Reason::Reconcile),
+            },
+            (Some(_), Phase::Creating | Phase::Stopping) | (None, _) => Stopping::adopted(Reason::Reconcile),
+        };
+        let mut driver = Self::new(inner, key, mailbox, events, policy);
+        driver.clients = clients.into_iter().map(|client| (client.id, client)).collect();
+        driver.record = Some(record);
+        driver.watch(container);
+        driver.carry_out(actions);
+        driver.run(state).await;
+    }
+
+    async fn run(mut self, mut state: State) {
+        loop {
+            let deadline = match &state {
+                State::Creating(_) | State::Stopping(_) => None,
+                State::Running(running) => running.deadline(&self.policy),
+                State::Grace(grace) => Some(grace.deadline(&self.policy)),
+            };
+            let next = tokio::select! {
+                event = self.events.recv() => match event {
+                    None => return,
+                    Some(Event::Created(Err(error))) => return self.creation_failed(state, error),
+                    Some(Event::Destroyed(Ok(()))) => return,
+                    Some(event) => self.handle(state, event),
+                },
+                () = gone(self.init.as_ref()) => {
+                    self.init = None;
+                    stop(state, Reason::ContainerDied)
+                }
+                () = until(deadline) => match state {
+                    State::Running(running) => running.tick(SystemTime::now(), &self.policy),
+                    State::Grace(grace) => grace.tick(SystemTime::now(), &self.policy),
+                    State::Creating(_) | State::Stopping(_) => (state, vec![]),
+                },
+            };
+            let (following, actions) = next;
+            state = following;
+            self.carry_out(actions);
+        }
+    }
+
+    fn handle(&mut self, state: State, event: Event) -> Next {
+        let now = SystemTime::now();
+        match event {
+            Event::Attach(client) => {
+                let id = client.id;
+                self.clients.insert(id, client);
+                match state {
+                    State::Creating(creating) => creating.attach(id),
+                    State::Running(running) => running.attach(id),
+                    State::Grace(grace) => grace.attach(id),
+                    State::Stopping(stopping) => stopping.attach(id),
+                }
+            }
+            Event::Detach(id) => {
+                self.clients.remove(&id);
+                self.inner.audit_disconnect(&self.key, self.record.as_ref(), id, self.clients.len());
+                match state {
+                    State::Creating(creating) => creating.detach(id),
+                    State::Running(running) => running.detach(id, now, &self.policy),
+                    State::Grace(_) | State::Stopping(_) => (state, vec![]),
+                }
+            }
+            Event::Stop(reason) => stop(state, reason),
+            Event::View(reply) => {
+                // The asker may have given up.
+                let _ = reply.send(self.view(&state));
+                (state, vec![])
+            }
+            Event::Progress(line) => {
+                for client in self.clients.values() {
+                    client.progress(&line);
+                }
+                (state, vec![])
+            }
+            Event::Created(result) => match (state, result) {
+                (State::Creating(creating), Ok(live)) => {
+                    self.inner.audit_created(&self.key, &live.record);
+                    self.record = Some(live.record);
+                    self.watch(Some(live.container));
+                    creating.created(now, &self.policy)
+                }
+                (state, _) => (state, vec![]),
+            },
+            Event::Destroyed(result) => {
+                if let Err(error) = result {
+                    tracing::error!("{error}; trying again in {:?}", self.retry);
+                    self.start_destruction(Some(self.retry));
+                    self.retry = (self.retry * 2).min(RETRY_MAX);
+                }
+                (state, vec![])
+            }
+        }
+    }
+
+    fn carry_out(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Admit(id) => self.admit(id),
+                Action::Refuse(id, message) => {
+                    if let Some(client) = self.clients.remove(&id) {
+                        client.tell(ToClient::Refused(message));
+                    }
+                }
+                Action::Terminate(id, message) => {
+                    if let Some(client) = self.clients.remove(&id) {
+                        client.tell(ToClient::Terminate(message));
+                    }
+                }
+                Action::Requeue(id) => {
+                    if let Some(client) = self.clients.remove(&id) {
+                        Inner::requeue(&self.inner, &self.key, client);
+                    }
+                }
+                Action::RecordRunning => self.record_phase(Phase::Running, None),
+                Action::RecordGrace(deadline) => self.record_phase(Phase::Grace, Some(deadline)),
+                Action::Destroy(reason) => {
+                    Inner::retire(&self.inner, &self.key, &self.mailbox);
+                    self.inner.audit_destroyed(&self.key, self.record.as_ref(), &reason);
+                    self.start_destruction(None);
+                }
+            }
+        }
+    }
+
+    /// Connects to init for the connection and hands the socket over.
+    fn admit(&mut self, id: ConnectionId) {
+        let (Some(client), Some(record)) = (self.clients.get(&id), &self.record) else { return };
+        match seqpacket::connect(&self.inner.context.init_socket(&record.id)) {
+            Ok(init) => {
+                self.inner.audit_connect(&self.key, record, id, self.clients.len());
+                client.tell(ToClient::Attached { session: record.id.clone(), init });
+            }
+            Err(error) => {
+                tracing::warn!(session = %record.id, "init does not answer: {error}");
+                client.tell(ToClient::Refused(format!("the session's container does not answer: {error}")));
+            }
+        }
+    }
+
+    fn record_phase(&mut self, phase: Phase, grace_deadline: Option<SystemTime>) {
+        let Some(record) = &mut self.record else { return };
+        record.phase = phase;
+        record.grace_deadline = grace_deadline;
+        let written = match grace_deadline {
+            None => self.inner.context.state.set_phase(&record.id, phase),
+            Some(deadline) => self.inner.context.state.set_grace(&record.id, deadline),
+        };
+        if let Err(error) = written {
+            tracing::error!(session = %record.id, "the session's state is not recorded: {}", chain(error));
+        }
+    }
+
+    fn watch(&mut self, container: Option<crate::runtime::Container>) {
+        self.init = container.as_ref().and_then(|container| {
+            let watched = container.pidfd().try_clone_to_owned().and_then(|fd| async_fd::register(fd, Interest::READABLE));
+            watched.map_err(|error| tracing::error!("init is not watched: {error}")).ok()
+        });
+        self.container = container;
+    }
+
+    fn start_creation(&self, config: Arc<Config>) {
+        let (inner, key, mailbox) = (self.inner.clone(), self.key.clone(), self.mailbox.clone());
+        tokio::spawn(async move {
+            let progress = Progress { mailbox: mailbox.clone() };
+            let image = blocking(&inner, { let config = config.clone(); move |context| context.ensure_image(&config, &progress) });
+            let result = match image.await {
+                Err(error) => Err(error),
+                Ok(()) => {
+                    let _turn = inner.creation_turn().await;
+                    blocking(&inner, move |context| context.create(&key, &config)).await
+                }
+            };
+            // The driver outlives its creation, except when the whole process ends.
+            let _ = mailbox.send(Event::Created(result));
+        });
+    }
+
+    fn start_destruction(&mut self, delay: Option<Duration>) {
+        let Some(record) = self.record.clone() else { return };
+        let (inner, mailbox, container) = (self.inner.clone(), self.mailbox.clone(), self.container.take());
+        self.init = None;
+        tokio::spawn(async move {
+            if let Some(delay) = delay {
+                tokio::time::sleep(delay).await;
+            }
+            let result = blocking(&inner, move |context| context.destroy(&record, container)).await;
+            // As above.
+            let _ = mailbox.send(Event::Destroyed(result));
+        });
+    }
+
+    fn creation_failed(self, state: State, error: CreateError) {
+        Inner::retire(&self.inner, &self.key, &self.mailbox);
+        let message = chain(error);
+        tracing::error!(session = %self.key, "{message}");
+        if let State::Creating(creating) = state {
+            for action in creating.failed(&message) {
+                if let Action::Refuse(id, text) = action
+                    && let Some(client) = self.clients.get(&id)
+                {
+                    client.tell(ToClient::Refused(text));
+                }
+            }
+        }
+    }
+
+    fn view(&self, state: &State) -> View {
+        let (phase, connections, grace_until) = match state {
+            State::Creating(_) => (Phase::Creating, self.clients.len(), None),
+            State::Running(running) => (Phase::Running, running.connections().len(), None),
+            State::Grace(grace) => (Phase::Grace, 0, Some(grace.deadline(&self.policy))),
+            State::Stopping(_) => (Phase::Stopping, 0, None),
+        };
+        let record = self.record.clone();
+        View { key: self.key.clone(), record, phase, connections, ends_at: self.policy.ends_at, grace_until }
+    }
+}
+
+/// Runs kernel work on a thread that may block. A panic in it is passed on.
+async fn blocking<T: Send + 'static>(inner: &Arc<Inner>, work: impl FnOnce(&Context) -> T + Send + 'static) -> T {
+    let inner = inner.clone();
+    match tokio::task::spawn_blocking(move || work(&inner.context)).await {
+        Ok(result) => result,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime is ending: nobody waits for the answer.
+            Err(_cancelled) => std::future::pending().await,
+        },
+    }
+}
+
+fn ends_at(created_at: SystemTime, config: &Config) -> Option<SystemTime> {
+    (!config.session.max_lifetime.is_zero()).then(|| created_at + config.session.max_lifetime)
+}
+
+fn stop(state: State, reason: Reason) -> Next {
+    match state {
+        State::Creating(creating) => creating.stop(reason),
+        State::Running(running) => running.stop(reason),
+        State::Grace(grace) => grace.stop(reason),
+        State::Stopping(_) => (state, vec![]),
+    }
+}
+
+/// Ends when the process behind the pidfd has; never without one.
+async fn gone(init: Option<&AsyncFd<OwnedFd>>) {
+    match init {
+        None => std::future::pending().await,
+        Some(fd) => {
+            if let Err(error) = fd.readable().await {
+                tracing::error!("init is no longer watched: {error}");
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+}
+
+/// Ends at `deadline`, which is wall-clock time: it has to mean the same to the next supervisor.
+async fn until(deadline: Option<SystemTime>) {
+    match deadline {
+        None => std::future::pending().await,
+        Some(deadline) => {
+            let left = deadline.duration_since(SystemTime::now()).unwrap_or_default();
+            tokio::time::sleep(left).await;
+        }
+    }
+}
+
+/// Passes on what the image store says to those who wait for the session.
+struct Progress {
+    mailbox: Mailbox,
+}
+
+impl image::Progress for Progress {
+    fn line(&self, line: &str) {
+        // Nobody waits any more if the driver is gone.
+        let _ = self.mailbox.send(Event::Progress(line.to_owned()));
+    }
+}

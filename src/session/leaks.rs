@@ -1,0 +1,100 @@
+//! Objects that no session accounts for: what `doctor` and the tests look at after everything that can go wrong.
+
+use std::{collections::HashSet, fs, path::Path};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{cgroup::Cgroups, config::Config, names::SessionId, network::Network, runtime, state::State};
+
+/// One object that should not be there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leak {
+    /// `process`, `mount`, `veth`, `nft`, `cgroup`, `directory`, `socket`, `image` or `record`.
+    pub kind: String,
+    pub name: String,
+}
+
+/// Why the listing could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot list {what}: {why}")]
+pub struct LeaksError {
+    what: &'static str,
+    why: String,
+}
+
+/// Lists the objects of this instance, in the kernel and on disk, whose session has no record in the database, and the
+/// records whose container does not run.
+///
+/// Works with and without a running server. Without one, what belongs to the instance as a whole (the nft table, parent
+/// cgroups) is listed too unless a record still needs it. Objects that are just being made or removed may show up.
+pub fn leaks(config: &Config, server_runs: bool) -> Result<Vec<Leak>, LeaksError> {
+    let failed = |what| move |why| LeaksError { what, why };
+    let records = if config.paths.db.exists() {
+        let state = State::open(&config.paths.db).map_err(chain).map_err(failed("records"))?;
+        state.sessions().map_err(chain).map_err(failed("records"))?
+    } else {
+        Vec::new()
+    };
+    let known: HashSet<&str> = records.iter().map(|record| record.id.as_str()).collect();
+    let shared_objects_needed = server_runs || !records.is_empty();
+    let accounted = |name: &str| match session_in(name) {
+        Some(id) => known.contains(id.as_str()),
+        None => shared_objects_needed,
+    };
+    let mut leaks = Vec::new();
+    let mut add = |kind: &str, names: Vec<String>| {
+        let unaccounted = names.into_iter().filter(|name| !accounted(name));
+        leaks.extend(unaccounted.map(|name| Leak { kind: kind.to_owned(), name }));
+    };
+
+    let tag = &config.instance;
+    add("network", Network::listing(tag).map_err(chain).map_err(failed("networks"))?);
+    add("cgroup", Cgroups::listing(tag).map_err(chain).map_err(failed("cgroups"))?);
+    add("container", runtime::listing(&config.paths.run_dir, &config.paths.state_dir).map_err(chain).map_err(failed("containers"))?);
+    for parent in [&config.paths.state_dir, &config.paths.run_dir] {
+        add("directory", session_directories(&parent.join("sessions")).map_err(failed("directories"))?);
+    }
+    for record in &records {
+        let alive = record.init.is_some_and(|(pid, starttime)| runtime::Container::adopt(pid, starttime).is_some());
+        if !alive && !server_runs {
+            leaks.push(Leak { kind: "record".to_owned(), name: record.id.to_string() });
+        }
+    }
+    Ok(leaks)
+}
+
+fn session_directories(parent: &Path) -> Result<Vec<String>, String> {
+    let entries = match fs::read_dir(parent) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(|error| format!("{}: {error}", parent.display()))?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|error| format!("{}: {error}", parent.display()))?;
+        names.push(entry.path().display().to_string());
+    }
+    Ok(names)
+}
+
+/// The session id that is a part of an object's name: its last component that has the form of one.
+pub(super) fn session_in(name: &str) -> Option<SessionId> {
+    name.split(|c: char| !c.is_ascii_alphanumeric()).rev().find_map(|part| {
+        let tail = part.len().checked_sub(8).and_then(|start| part.get(start..))?;
+        // Either the whole component, or the end of an interface name (`ps` + tag + id).
+        if part.len() == 8 || (part.len() == 14 && part.starts_with("ps")) { tail.parse().ok() } else { None }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::session_in;
+
+    #[test]
+    fn the_session_of_an_object_is_found_in_its_name() {
+        let id = |name| session_in(name).map(|id| id.to_string());
+        assert_eq!(id("/var/lib/podspawn/sessions/2abcdefg"), Some("2abcdefg".to_owned()));
+        assert_eq!(id("psqwer2abcdefg"), Some("2abcdefg".to_owned()));
+        assert_eq!(id("/sys/fs/cgroup/pids/podspawn-qwer/2abcdefg"), Some("2abcdefg".to_owned()));
+        assert_eq!(id("podspawn-qwer"), None);
+    }
+}

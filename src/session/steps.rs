@@ -1,0 +1,365 @@
+//! The steps that make a session, in order, and the same list backwards that removes it.
+//!
+//! 1. **record**: the row in the database, before anything else exists, so that a crash at any later point leaves
+//!    something to find it by;
+//! 2. **directories**: upperdir, workdir and the listening socket of init;
+//! 3. **cgroup** with its limits;
+//! 4. **network**: namespace, veth pair, rules;
+//! 5. **container**: namespaces, mounts, init.
+//!
+//! Removing is idempotent and needs nothing but the record, so that undoing a failed creation, ending a session and
+//! cleaning up after a crash are the same code. The record goes last.
+
+use std::{
+    collections::BTreeSet,
+    os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
+
+use crate::{
+    cgroup::{self, Cgroups},
+    config::{Config, Mode},
+    errors::chain,
+    image::{self, Store},
+    names::{NameError, ProjectName, SessionId, UserName},
+    network::{self, Lease, Network},
+    protocol::{Account, ContainerSpec, Rlimits, SecuritySpec},
+    runtime::{self, Container, Spawner},
+    state::{NewSession, Phase, SessionRecord, State, StateError},
+    sys::seqpacket,
+};
+
+/// Container ids per session: 0..65536.
+const IDS_PER_SESSION: u32 = 65_536;
+
+/// Connections to init that may wait to be accepted.
+const INIT_BACKLOG: i32 = 64;
+
+/// Until when a killed container must be gone. The kernel needs milliseconds; a stuck device may take longer.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+
+/// Who a session belongs to. There is at most one that is not being removed for each key.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionKey {
+    pub user: UserName,
+    pub project: Option<ProjectName>,
+}
+
+impl std::fmt::Display for SessionKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.project {
+            None => write!(f, "{}", self.user),
+            Some(project) => write!(f, "{}@{project}", self.user),
+        }
+    }
+}
+
+impl std::str::FromStr for SessionKey {
+    type Err = NameError;
+
+    /// Parses `user` or `user@project`; `+` does for `@`, as in an SSH login.
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let (user, project) = text.split_once(['@', '+']).map_or((text, None), |(user, project)| (user, Some(project)));
+        Ok(Self { user: user.parse()?, project: project.map(str::parse).transpose()? })
+    }
+}
+
+/// The leaves that own the kernel objects.
+pub struct Context {
+    pub state: State,
+    pub store: Store,
+    pub cgroups: Cgroups,
+    pub network: Network,
+    pub spawner: Spawner,
+    /// `STATE/sessions` and `RUN/sessions`: one directory for each session in either.
+    pub state_dir: PathBuf,
+    pub run_dir: PathBuf,
+    /// The kernel's id of this boot; records of another boot describe objects that are gone.
+    pub boot_id: String,
+}
+
+/// A session whose container runs.
+#[derive(Debug)]
+pub struct Live {
+    pub record: SessionRecord,
+    pub container: Container,
+}
+
+/// Why a session could not be made. The text is shown to the user.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    #[error("image name {0:?} in the configuration is not valid")]
+    ImageName(String, #[source] image::ReferenceError),
+    #[error("image {0} is not here and cannot be pulled")]
+    Pull(String, #[source] image::ImageError),
+    #[error("image {0} cannot be read")]
+    Image(String, #[source] image::ImageError),
+    #[error("image {0} was removed in this moment; try again")]
+    ImageRemoved(String),
+    #[error("the session cannot be recorded")]
+    Record(#[source] StateError),
+    #[error("no address is left in the network pool")]
+    AddressesExhausted,
+    #[error("cannot make {}", .0.display())]
+    Directory(PathBuf, #[source] std::io::Error),
+    #[error("cannot make the session's directories")]
+    Rootfs(#[source] runtime::RuntimeError),
+    #[error("cannot limit the session's resources")]
+    Cgroup(#[source] cgroup::CgroupError),
+    #[error("cannot set up the session's network")]
+    Network(#[source] network::NetworkError),
+    #[error("cannot start the container")]
+    Container(#[source] runtime::RuntimeError),
+}
+
+/// What is left of a session that could not be removed completely.
+#[derive(Debug, thiserror::Error)]
+#[error("session {session} could not be removed completely: {}", .failures.join("; "))]
+pub struct DestroyError {
+    pub session: SessionId,
+    pub failures: Vec<String>,
+}
+
+impl Context {
+    fn upper_parent(&self, id: &SessionId) -> PathBuf {
+        self.state_dir.join(id.as_str())
+    }
+
+    fn run_parent(&self, id: &SessionId) -> PathBuf {
+        self.run_dir.join(id.as_str())
+    }
+
+    /// The socket that the session's init listens on.
+    pub fn init_socket(&self, id: &SessionId) -> PathBuf {
+        self.run_parent(id).join("init.sock")
+    }
+
+    fn lease(&self, record: &SessionRecord) -> Option<Lease> {
+        let address = self.network.address(record.slot)?;
+        Some(Lease { session: record.id.clone(), address })
+    }
+
+    /// Pulls the image that the configuration names if it is not here. Blocks, perhaps for minutes; `progress` hears why.
+    pub fn ensure_image(&self, config: &Config, progress: &dyn image::Progress) -> Result<(), CreateError> {
+        let name = &config.defaults.image;
+        let reference = image_reference(name)?;
+        match self.store.lookup(&reference) {
+            Ok(Some(_)) => Ok(()),
+            Ok(None) => match self.store.pull(&reference, progress) {
+                Ok(_) => Ok(()),
+                Err(error) => Err(CreateError::Pull(name.clone(), error)),
+            },
+            Err(error) => Err(CreateError::Image(name.clone(), error)),
+        }
+    }
+
+    /// Makes a session for `key`, or leaves nothing behind. Blocks.
+    pub fn create(&self, key: &SessionKey, config: &Config) -> Result<Live, CreateError> {
+        let (image, record) = self.reserve(key, config)?;
+        match self.create_objects(key, config, &image, &record) {
+            Ok(container) => Ok(Live { record, container }),
+            Err(error) => {
+                if let Err(left) = self.destroy(&record, None) {
+                    tracing::error!(session = %record.id, "{left}");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Writes the record. Nobody may prune the image between our finding it and the row that says it is in use.
+    fn reserve(&self, key: &SessionKey, config: &Config) -> Result<(image::Image, SessionRecord), CreateError> {
+        let name = &config.defaults.image;
+        let unreadable = |error| CreateError::Image(name.clone(), error);
+        let reference = image_reference(name)?;
+        let _held = self.store.hold().map_err(unreadable)?;
+        let image = self.store.lookup(&reference).map_err(unreadable)?;
+        let image = image.ok_or_else(|| CreateError::ImageRemoved(name.clone()))?;
+        let session = NewSession {
+            id: new_id(),
+            user: key.user.clone(),
+            project: key.project.clone(),
+            image: image.id.to_string(),
+            image_reference: image.reference.clone(),
+            mode: config.session.mode,
+            created_at: SystemTime::now(),
+            boot_id: self.boot_id.clone(),
+        };
+        let record = self.state.insert_session(&session, config.security.userns_count).map_err(CreateError::Record)?;
+        Ok((image, record))
+    }
+
+    fn create_objects(
+        &self,
+        key: &SessionKey,
+        config: &Config,
+        image: &image::Image,
+        record: &SessionRecord,
+    ) -> Result<Container, CreateError> {
+        let id = &record.id;
+        let lease = self.lease(record).ok_or(CreateError::AddressesExhausted)?;
+        let id_base = config.security.userns_first + record.slot * IDS_PER_SESSION;
+
+        let rootfs = runtime::rootfs::prepare(&self.upper_parent(id), id_base).map_err(CreateError::Rootfs)?;
+        let run = self.run_parent(id);
+        std::fs::create_dir_all(&run).map_err(|e| CreateError::Directory(run.clone(), e))?;
+        let listener = seqpacket::listen(&self.init_socket(id), INIT_BACKLOG)
+            .map_err(|e| CreateError::Directory(self.init_socket(id), e))?;
+
+        let limits = cgroup::Limits {
+            cpus: config.defaults.cpus,
+            memory_max: config.defaults.memory,
+            pids_max: Some(config.security.pids_limit),
+        };
+        let cgroup = self.cgroups.create(id, &limits).map_err(CreateError::Cgroup)?;
+        let (join, join_fds) = cgroup.join().map_err(CreateError::Cgroup)?;
+
+        let segment = self.network.create(&lease).map_err(CreateError::Network)?;
+
+        let hostname = key.project.as_ref().map_or(key.user.as_str(), |p| p.as_str()).to_owned();
+        let spec = ContainerSpec {
+            session: id.clone(),
+            hosts: network::hosts_file(&hostname, lease.address),
+            hostname,
+            id_base,
+            layers_root: self.store.layers_root(),
+            layers: image.layers.clone(),
+            upperdir: rootfs.upperdir,
+            workdir: rootfs.workdir,
+            cgroup: join,
+            account: account(key, config),
+            env: image_env(image),
+            workdir_inside: None,
+            resolv_conf: network::resolv_conf(self.network.gateway()),
+            security: security(config),
+            rlimits: Rlimits { nofile_soft: 1024, nofile_hard: 65_536, core: 0, memlock: 8 << 20 },
+            shm_bytes: 64 << 20,
+        };
+        let join_fds: Vec<_> = join_fds.iter().map(OwnedFd::as_fd).collect();
+        let container = self
+            .spawner
+            .create(&spec, segment.netns.as_fd(), listener.as_fd(), &join_fds)
+            .map_err(CreateError::Container)?;
+        self.state
+            .set_container(id, container.pid(), container.starttime())
+            .map_err(CreateError::Record)?;
+        Ok(container)
+    }
+
+    /// Removes all that the record may stand for, whatever of it exists, and then the record. Blocks.
+    ///
+    /// # Errors
+    /// Goes on after a failure and returns all of them; the record then stays, and the call may be repeated.
+    pub fn destroy(&self, record: &SessionRecord, container: Option<Container>) -> Result<(), DestroyError> {
+        let id = &record.id;
+        let mut failures = Vec::new();
+        let mut attempt = |what: &str, result: Result<(), String>| {
+            if let Err(why) = result {
+                failures.push(format!("{what}: {why}"));
+            }
+        };
+        attempt("record", self.state.set_phase(id, Phase::Stopping).map_err(chain));
+        attempt("container", self.end_container(record, container));
+        let cgroup = self.cgroups.adopt(id);
+        attempt("cgroup", cgroup.kill().and_then(|()| cgroup.destroy()).map_err(chain));
+        if let Some(lease) = self.lease(record) {
+            attempt("network", self.network.destroy(&lease).map_err(chain));
+        }
+        for directory in [self.run_parent(id), self.upper_parent(id)] {
+            attempt("directory", runtime::rootfs::remove(&directory).map_err(chain));
+        }
+        if failures.is_empty() {
+            attempt("record", self.state.remove_session(id).map_err(chain));
+        }
+        if failures.is_empty() { Ok(()) } else { Err(DestroyError { session: id.clone(), failures }) }
+    }
+
+    fn end_container(&self, record: &SessionRecord, container: Option<Container>) -> Result<(), String> {
+        let Some(container) = container.or_else(|| self.adopt(record)) else { return Ok(()) };
+        container.kill().map_err(chain)?;
+        if container.wait_gone(KILL_LIMIT).map_err(chain)? {
+            Ok(())
+        } else {
+            Err(format!("init (pid {}) is still there {} s after SIGKILL", container.pid(), KILL_LIMIT.as_secs()))
+        }
+    }
+
+    /// The ids that directories of sessions have, with or without a record.
+    pub fn session_ids_on_disk(&self) -> BTreeSet<SessionId> {
+        let mut ids = BTreeSet::new();
+        for parent in [&self.state_dir, &self.run_dir] {
+            let entries = std::fs::read_dir(parent).into_iter().flatten().flatten();
+            ids.extend(entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()));
+        }
+        ids
+    }
+
+    /// Removes what is left of a session that has no record: its processes and its directories. Its network goes with its
+    /// processes, and its rules went when the table was made anew.
+    pub fn sweep(&self, id: &SessionId) -> Result<(), DestroyError> {
+        let mut failures = Vec::new();
+        let cgroup = self.cgroups.adopt(id);
+        failures.extend(cgroup.kill().and_then(|()| cgroup.destroy()).err().map(chain));
+        for directory in [self.run_parent(id), self.upper_parent(id)] {
+            failures.extend(runtime::rootfs::remove(&directory).err().map(chain));
+        }
+        if failures.is_empty() { Ok(()) } else { Err(DestroyError { session: id.clone(), failures }) }
+    }
+
+    /// The running container of a record that an earlier supervisor wrote, if it still runs.
+    pub fn adopt(&self, record: &SessionRecord) -> Option<Container> {
+        if record.boot_id != self.boot_id {
+            return None;
+        }
+        let (pid, starttime) = record.init?;
+        Container::adopt(pid, starttime)
+    }
+}
+
+fn image_reference(name: &str) -> Result<image::Reference, CreateError> {
+    name.parse().map_err(|error| CreateError::ImageName(name.to_owned(), error))
+}
+
+fn new_id() -> SessionId {
+    SessionId::from_bits(getrandom::u64().expect("getrandom(2) does not fail on a kernel that can run containers"))
+}
+
+fn account(key: &SessionKey, config: &Config) -> Account {
+    Account {
+        user: (!config.defaults.user_is_root).then(|| key.user.clone()),
+        shell: config.defaults.shell.clone(),
+        sudo: config.defaults.sudo && !config.defaults.user_is_root,
+        owner: key.user.clone(),
+        project: key.project.clone(),
+    }
+}
+
+fn security(config: &Config) -> SecuritySpec {
+    let has_sudo = config.defaults.sudo && !config.defaults.user_is_root;
+    SecuritySpec {
+        capabilities: config.security.capabilities.clone(),
+        no_new_privileges: config.security.no_new_privileges.unwrap_or(!has_sudo),
+        readonly_rootfs: config.security.readonly_rootfs,
+        tmpfs: config.security.tmpfs.clone(),
+        seccomp: true,
+    }
+}
+
+/// The image's `Env` as pairs; entries that are not `NAME=value` say nothing and are left out.
+fn image_env(image: &image::Image) -> Vec<(String, String)> {
+    let env = image.config.config().as_ref().and_then(|config| config.env().clone()).unwrap_or_default();
+    env.iter()
+        .filter_map(|entry| entry.split_once('='))
+        .filter(|(name, value)| !name.is_empty() && !name.contains('\0') && !value.contains('\0'))
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect()
+}
+
+/// How long a session lives without connections, by mode.
+pub fn grace(mode: Mode, config: &Config) -> Option<Duration> {
+    match mode {
+        Mode::DestroyOnDisconnect => None,
+        Mode::GracePeriod => Some(config.session.grace_period),
+    }
+}

@@ -1,0 +1,172 @@
+//! The rows of the database as values.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use rusqlite::Row;
+
+use crate::{
+    config::Mode,
+    names::{ProjectName, SessionId, UserName},
+};
+
+/// How far a session is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    Creating,
+    Running,
+    Grace,
+    Stopping,
+}
+
+impl Phase {
+    /// The word in the database and in listings.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Creating => "creating",
+            Self::Running => "running",
+            Self::Grace => "grace",
+            Self::Stopping => "stopping",
+        }
+    }
+
+    fn from_word(word: &str) -> Option<Self> {
+        [Self::Creating, Self::Running, Self::Grace, Self::Stopping].into_iter().find(|phase| phase.as_str() == word)
+    }
+}
+
+/// What is known of a session before it has a slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewSession {
+    pub id: SessionId,
+    pub user: UserName,
+    pub project: Option<ProjectName>,
+    /// Digest of the image's manifest, and the name that it was found by.
+    pub image: String,
+    pub image_reference: String,
+    pub mode: Mode,
+    pub created_at: SystemTime,
+    /// `/proc/sys/kernel/random/boot_id`
+    pub boot_id: String,
+}
+
+/// A session. Times have a resolution of a millisecond.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionRecord {
+    pub id: SessionId,
+    pub user: UserName,
+    pub project: Option<ProjectName>,
+    /// Unique among the sessions that exist: decides the range of ids and the address.
+    pub slot: u32,
+    pub phase: Phase,
+    pub image: String,
+    pub image_reference: String,
+    pub mode: Mode,
+    /// Pid and start time of the container's init.
+    pub init: Option<(i32, u64)>,
+    /// Set in phase `grace`.
+    pub grace_deadline: Option<SystemTime>,
+    pub created_at: SystemTime,
+    pub boot_id: String,
+}
+
+impl SessionRecord {
+    pub(super) fn new(new: NewSession, slot: u32) -> Self {
+        let NewSession { id, user, project, image, image_reference, mode, created_at, boot_id } = new;
+        Self {
+            id,
+            user,
+            project,
+            slot,
+            phase: Phase::Creating,
+            image,
+            image_reference,
+            mode,
+            init: None,
+            grace_deadline: None,
+            created_at,
+            boot_id,
+        }
+    }
+}
+
+/// A connection that is attached to a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConnectionRecord {
+    pub id: u64,
+    pub session: SessionId,
+    pub peer: SocketAddr,
+    /// Of the key that logged in.
+    pub fingerprint: String,
+}
+
+/// The word for a mode in the database.
+pub(super) fn mode_word(mode: Mode) -> &'static str {
+    match mode {
+        Mode::DestroyOnDisconnect => "destroy-on-disconnect",
+        Mode::GracePeriod => "grace-period",
+    }
+}
+
+fn mode_from_word(word: &str) -> Option<Mode> {
+    [Mode::DestroyOnDisconnect, Mode::GracePeriod].into_iter().find(|mode| mode_word(*mode) == word)
+}
+
+fn time(millis: i64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_millis(u64::try_from(millis).unwrap_or_default())
+}
+
+/// Reads a row of `sessions`; the inner error says which column cannot be.
+pub(super) fn session_from_row(row: &Row<'_>) -> rusqlite::Result<Result<SessionRecord, String>> {
+    let (id, user, phase, mode): (String, String, String, String) =
+        (row.get("id")?, row.get("user")?, row.get("phase")?, row.get("mode")?);
+    let project: Option<String> = row.get("project")?;
+    let pid: Option<i32> = row.get("init_pid")?;
+    let starttime: Option<i64> = row.get("init_starttime")?;
+    let grace_deadline: Option<i64> = row.get("grace_deadline_ms")?;
+    let (slot, image, image_reference, created_at, boot_id) = (
+        row.get("slot")?,
+        row.get("image")?,
+        row.get("image_reference")?,
+        time(row.get("created_at_ms")?),
+        row.get("boot_id")?,
+    );
+    let parse = || -> Result<SessionRecord, String> {
+        Ok(SessionRecord {
+            id: id.parse().map_err(text)?,
+            user: user.parse().map_err(text)?,
+            project: project.as_deref().map(str::parse).transpose().map_err(text)?,
+            slot,
+            phase: Phase::from_word(&phase).ok_or_else(|| format!("phase {phase:?}"))?,
+            image,
+            image_reference,
+            mode: mode_from_word(&mode).ok_or_else(|| format!("mode {mode:?}"))?,
+            init: pid.zip(starttime.and_then(|ticks| u64::try_from(ticks).ok())),
+            grace_deadline: grace_deadline.map(time),
+            created_at,
+            boot_id,
+        })
+    };
+    Ok(parse())
+}
+
+/// Reads a row of `connections`, likewise.
+pub(super) fn connection_from_row(row: &Row<'_>) -> rusqlite::Result<Result<ConnectionRecord, String>> {
+    let (id, session, peer, fingerprint): (i64, String, String, String) =
+        (row.get("id")?, row.get("session")?, row.get("peer")?, row.get("fingerprint")?);
+    let parse = || -> Result<ConnectionRecord, String> {
+        Ok(ConnectionRecord {
+            id: u64::try_from(id).map_err(text)?,
+            session: session.parse().map_err(text)?,
+            peer: peer.parse().map_err(text)?,
+            fingerprint,
+        })
+    };
+    Ok(parse())
+}
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}

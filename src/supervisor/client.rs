@@ -1,0 +1,345 @@
+//! The task beside one connection process: answers what it asks, tells it what its session says.
+//!
+//! A connection process handles a client's bytes and may have been taken over by it. So nothing that it says is believed:
+//! it may ask about keys, and be attached to the session of the login that an accepted key was for, once.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    os::fd::AsFd,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use tokio::{net::TcpStream, process::Child, sync::mpsc};
+
+use super::{
+    Supervisor,
+    accept::Startup,
+    pool::{self, Process},
+};
+use crate::{
+    errors::chain,
+    audit,
+    config::authorized_keys,
+    names::{ProjectName, UserName},
+    protocol::{FromConnection, KeyVerdict, Serve, SshSettings, ToConnection, wire::AsyncSocket},
+    session::{Client, SessionKey, ToClient, state::ConnectionId},
+    state::ConnectionRecord,
+};
+
+/// How much longer than the login grace time a process may take, before it is killed for not enforcing it.
+const STARTUP_SLACK: Duration = Duration::from_secs(10);
+
+/// How long a process may take to show a last message and end.
+const FAREWELL: Duration = Duration::from_secs(10);
+
+/// A login whose key was accepted and proved.
+struct Login {
+    key: SessionKey,
+    fingerprint: String,
+}
+
+/// One connection, from its process's point of view the supervisor.
+pub(super) struct Connection {
+    supervisor: Arc<Supervisor>,
+    id: ConnectionId,
+    peer: SocketAddr,
+    control: AsyncSocket,
+    from_session: mpsc::Receiver<ToClient>,
+    to_client: mpsc::Sender<ToClient>,
+    login: Option<Login>,
+    /// Held until the client has logged in.
+    startup: Option<Startup>,
+    attached: bool,
+}
+
+/// Why a connection was given up by the supervisor.
+#[derive(Debug, thiserror::Error)]
+enum ClientError {
+    #[error("its process cannot be reached")]
+    Io(#[from] std::io::Error),
+    #[error("its process sent {0}, which is not allowed at this point")]
+    Protocol(&'static str),
+    #[error("its process did not end the login in time")]
+    LoginGrace,
+}
+
+/// Hands `stream` to `process` and stays until it ends.
+pub(super) async fn serve(
+    supervisor: Arc<Supervisor>,
+    process: Process,
+    stream: TcpStream,
+    peer: SocketAddr,
+    startup: Startup,
+) {
+    let Process { id, mut child, control, socket } = process;
+    let (to_client, from_session) = mpsc::channel(Client::QUEUE);
+    let connection = Connection {
+        supervisor: supervisor.clone(),
+        id,
+        peer,
+        control,
+        from_session,
+        to_client,
+        login: None,
+        startup: Some(startup),
+        attached: false,
+    };
+    let result = connection.start(stream).await;
+    if let Err(error) = &result {
+        tracing::warn!(connection = id, %peer, "connection given up: {}", chain(error));
+    }
+    supervisor.sessions.detach(id);
+    end_child(&mut child, id).await;
+    supervisor.forget_connection(id).await;
+    pool::remove_socket(&socket);
+}
+
+/// Stays with a connection that an earlier supervisor started. `session` is where it was attached.
+pub(super) async fn adopted(
+    supervisor: Arc<Supervisor>,
+    record: ConnectionRecord,
+    key: SessionKey,
+    control: AsyncSocket,
+    (to_client, from_session): (mpsc::Sender<ToClient>, mpsc::Receiver<ToClient>),
+) {
+    let id = record.id;
+    let connection = Connection {
+        supervisor: supervisor.clone(),
+        id,
+        peer: record.peer,
+        control,
+        from_session,
+        to_client,
+        login: Some(Login { key, fingerprint: record.fingerprint }),
+        startup: None,
+        attached: true,
+    };
+    if let Err(error) = connection.run().await {
+        tracing::warn!(connection = id, peer = %record.peer, "connection given up: {}", chain(error));
+    }
+    supervisor.sessions.detach(id);
+    supervisor.forget_connection(id).await;
+    pool::remove_socket(&supervisor.pool.socket(id));
+}
+
+/// Waits for the process to end by itself, then makes it.
+async fn end_child(child: &mut Child, id: ConnectionId) {
+    let status = match tokio::time::timeout(FAREWELL, child.wait()).await {
+        Ok(status) => status,
+        Err(_elapsed) => {
+            tracing::warn!(connection = id, "the connection process does not end; killing it");
+            child.kill().await.and(child.wait().await)
+        }
+    };
+    match status {
+        Ok(status) if status.success() => {}
+        Ok(status) => tracing::warn!(connection = id, "the connection process ended with {status}"),
+        Err(error) => tracing::error!(connection = id, "waiting for the connection process: {error}"),
+    }
+}
+
+impl Connection {
+    async fn start(self, stream: TcpStream) -> Result<(), ClientError> {
+        let config = self.supervisor.config();
+        let serve = Serve {
+            connection: self.id,
+            peer: self.peer,
+            local: stream.local_addr()?,
+            host_keys: self.supervisor.host_keys.clone(),
+            settings: SshSettings {
+                login_grace_ms: millis(config.auth.login_grace_time),
+                max_auth_tries: config.auth.max_auth_tries,
+                client_alive_interval_ms: millis(config.session.client_alive_interval),
+                client_alive_count_max: config.session.client_alive_count_max,
+                accept_env: config.auth.accept_env.clone(),
+                max_sessions: config.auth.max_sessions,
+            },
+        };
+        self.control.send(&ToConnection::Serve(Box::new(serve)), &[stream.as_fd()]).await?;
+        drop(stream);
+        self.run().await
+    }
+
+    async fn run(mut self) -> Result<(), ClientError> {
+        let grace = self.supervisor.config().auth.login_grace_time;
+        let login_limit = tokio::time::sleep(if grace.is_zero() { Duration::MAX } else { grace + STARTUP_SLACK });
+        tokio::pin!(login_limit);
+        loop {
+            tokio::select! {
+                message = self.control.recv() => match message? {
+                    None => return Ok(()),
+                    // A connection has no descriptors to give; those that came along are closed here.
+                    Some((message, _fds)) => self.handle(message).await?,
+                },
+                Some(message) = self.from_session.recv() => {
+                    if self.pass_on(message).await? {
+                        return Ok(());
+                    }
+                }
+                () = &mut login_limit, if !self.attached => return Err(ClientError::LoginGrace),
+            }
+        }
+    }
+
+    async fn handle(&mut self, message: FromConnection) -> Result<(), ClientError> {
+        match message {
+            FromConnection::Key { request, login, key, verified } => {
+                if self.attached {
+                    return Err(ClientError::Protocol("a key after the login"));
+                }
+                let verdict = self.judge(&login, key, verified).await;
+                self.control.send(&ToConnection::Key { request, verdict }, &[]).await?;
+            }
+            FromConnection::Attach => {
+                let Some(login) = &self.login else { return Err(ClientError::Protocol("an attach without login")) };
+                if self.attached {
+                    return Err(ClientError::Protocol("a second attach"));
+                }
+                self.attached = true;
+                self.startup = None;
+                let client = Client { id: self.id, outgoing: self.to_client.clone() };
+                self.supervisor.sessions.attach(&login.key, client, self.supervisor.config());
+            }
+            FromConnection::Command { command, status } => {
+                let Some(login) = &self.login else { return Err(ClientError::Protocol("a command without login")) };
+                self.supervisor.audit.record(&audit::Event::Command {
+                    key: &login.key,
+                    connection: self.id,
+                    command: command.as_deref(),
+                    status,
+                });
+            }
+            FromConnection::Adopted { .. } => return Err(ClientError::Protocol("an unexpected greeting")),
+        }
+        Ok(())
+    }
+
+    /// Whether the key may log in. Looks at the files each time: removing one takes effect at once.
+    async fn judge(&mut self, login: &str, key: Vec<u8>, verified: bool) -> KeyVerdict {
+        self.login = None;
+        let fingerprint = authorized_keys::fingerprint(&key);
+        let parsed = parse_login(login);
+        let options = match parsed.clone() {
+            None => None,
+            Some(session) => {
+                let key_dir = self.supervisor.config().paths.key_dir.clone();
+                let peer = canonical(self.peer.ip());
+                let user = session.user;
+                let looked_up = tokio::task::spawn_blocking(move || {
+                    authorized_keys::authorize(&key_dir, &user, &key, peer, SystemTime::now())
+                });
+                match looked_up.await {
+                    Ok((options, warnings)) => {
+                        for warning in warnings {
+                            tracing::warn!("{warning}");
+                        }
+                        options
+                    }
+                    Err(error) => {
+                        tracing::error!("looking up a key: {error}");
+                        None
+                    }
+                }
+            }
+        };
+        match (parsed, options) {
+            (Some(session), Some(options)) => {
+                if verified {
+                    self.supervisor.audit.record(&audit::Event::AuthOk {
+                        key: &session,
+                        peer: self.peer,
+                        fingerprint: &fingerprint,
+                    });
+                    self.login = Some(Login { key: session, fingerprint });
+                }
+                KeyVerdict::Accept(options)
+            }
+            _ => {
+                self.supervisor.audit.record(&audit::Event::AuthFail {
+                    login,
+                    peer: self.peer,
+                    fingerprint: &fingerprint,
+                });
+                KeyVerdict::Reject
+            }
+        }
+    }
+
+    /// Tells the process what its session says. Returns whether that was the last word.
+    async fn pass_on(&mut self, message: ToClient) -> Result<bool, ClientError> {
+        match message {
+            ToClient::Attached { session, init } => {
+                // Recorded before the process knows, so that a later supervisor finds every connection that has a session.
+                if let Some(login) = &self.login {
+                    let record = ConnectionRecord {
+                        id: self.id,
+                        session: session.clone(),
+                        peer: self.peer,
+                        fingerprint: login.fingerprint.clone(),
+                    };
+                    self.supervisor.remember_connection(record).await;
+                }
+                self.control.send(&ToConnection::Attached { session }, &[init.as_fd()]).await?;
+                Ok(false)
+            }
+            ToClient::Progress(line) => {
+                self.control.send(&ToConnection::Progress { line }, &[]).await?;
+                Ok(false)
+            }
+            ToClient::Refused(message) => {
+                self.control.send(&ToConnection::Refused { message }, &[]).await?;
+                self.wait_for_end().await;
+                Ok(true)
+            }
+            ToClient::Terminate(message) => {
+                self.control.send(&ToConnection::Terminate { message }, &[]).await?;
+                self.wait_for_end().await;
+                Ok(true)
+            }
+        }
+    }
+
+    /// Gives the process time to show a last message; what it still says is of no interest.
+    async fn wait_for_end(&self) {
+        let closed = async { while let Ok(Some(_)) = self.control.recv::<FromConnection>().await {} };
+        if tokio::time::timeout(FAREWELL, closed).await.is_err() {
+            tracing::warn!(connection = self.id, "the connection process does not end");
+        }
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// An IPv4 client of an IPv6 socket is an IPv4 client.
+fn canonical(address: IpAddr) -> IpAddr {
+    address.to_canonical()
+}
+
+/// `user` or `user+project`; `None` if either is not a valid name.
+fn parse_login(login: &str) -> Option<SessionKey> {
+    let (user, project) = match login.split_once('+') {
+        None => (login, None),
+        Some((user, project)) => (user, Some(project)),
+    };
+    let user = user.parse::<UserName>().ok()?;
+    let project = project.map(str::parse::<ProjectName>).transpose().ok()?;
+    Some(SessionKey { user, project })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logins_name_a_user_and_perhaps_a_project() {
+        let show = |login| parse_login(login).map(|key| key.to_string());
+        assert_eq!(show("ada"), Some("ada".to_owned()));
+        assert_eq!(show("ada+web"), Some("ada@web".to_owned()));
+        for bad in ["", "+", "ada+", "+web", "ada+web+x", "../etc", "ada\0", "ada@web"] {
+            assert_eq!(show(bad), None, "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! What the control socket can ask of the supervisor.
+
+use std::{sync::Arc, time::SystemTime};
+
+use super::Supervisor;
+use crate::{
+    api::{self, types},
+    session::{SessionKey, View, state::Reason},
+};
+
+/// The supervisor behind the control API.
+#[derive(Clone)]
+pub(super) struct Control(pub(super) Arc<Supervisor>);
+
+impl api::Backend for Control {
+    async fn sessions(&self) -> Vec<types::Session> {
+        let now = SystemTime::now();
+        self.0.sessions.views().await.into_iter().map(|view| shown(view, now)).collect()
+    }
+
+    async fn stop(&self, key: SessionKey) -> bool {
+        self.0.sessions.stop(&key, Reason::Stop)
+    }
+
+    async fn stop_all(&self) {
+        self.0.sessions.stop_all(&Reason::Stop);
+    }
+}
+
+fn shown(view: View, now: SystemTime) -> types::Session {
+    let until = |time: SystemTime| time.duration_since(now).unwrap_or_default().as_secs();
+    let record = view.record.as_ref();
+    let age = record.and_then(|record| now.duration_since(record.created_at).ok()).unwrap_or_default();
+    types::Session {
+        user: view.key.user.to_string(),
+        project: view.key.project.as_ref().map(ToString::to_string),
+        id: record.map(|record| record.id.to_string()),
+        image: record.map(|record| record.image_reference.clone()),
+        status: view.phase.as_str().to_owned(),
+        connections: view.connections,
+        age_seconds: age.as_secs(),
+        lifetime_seconds: view.ends_at.map(until),
+        grace_seconds: view.grace_until.map(until),
+        pid: record.and_then(|record| record.init).map(|(pid, _)| pid),
+    }
+}

@@ -1,0 +1,178 @@
+//! Connection processes: started ahead, so that no client waits for an exec.
+
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
+    os::unix::process::CommandExt,
+    process::Stdio,
+    sync::atomic::{AtomicU64, Ordering},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use nix::{
+    fcntl::{self, OFlag},
+    sys::stat::Mode,
+};
+use tokio::{
+    process::{Child, Command},
+    sync::{Mutex, Notify},
+};
+
+use crate::{
+    errors::chain,
+    protocol::wire::AsyncSocket,
+    session::state::ConnectionId,
+    sys::{seqpacket, spawn},
+};
+
+/// How many processes wait for a client. A burst beyond it pays for the exec itself.
+const READY: usize = 4;
+
+/// A supervisor that wants to adopt the connection is one at a time.
+const ADOPTION_BACKLOG: i32 = 4;
+
+/// Why no connection process could be started.
+#[derive(Debug, thiserror::Error)]
+pub enum PoolError {
+    #[error("cannot make the connection's socket {}", .0.display())]
+    Socket(PathBuf, #[source] io::Error),
+    #[error("cannot make a spool file in {}", .0.display())]
+    Spool(PathBuf, #[source] io::Error),
+    #[error("cannot start a connection process")]
+    Start(#[source] io::Error),
+}
+
+/// A connection process that has no client yet, or whose supervisor we are.
+pub struct Process {
+    pub id: ConnectionId,
+    pub child: Child,
+    pub control: AsyncSocket,
+    /// Where a later supervisor finds it. Removed when the process has ended.
+    pub socket: PathBuf,
+}
+
+/// What is needed to start one.
+pub struct Pool {
+    /// `RUN/connections`
+    sockets: PathBuf,
+    /// `STATE/spool`
+    spool: PathBuf,
+    /// An empty directory: all of the file system that a connection process sees.
+    empty: PathBuf,
+    uid: u32,
+    next: AtomicU64,
+    ready: Mutex<Vec<Process>>,
+    wanted: Notify,
+}
+
+impl Pool {
+    pub fn new(sockets: PathBuf, spool: PathBuf, empty: PathBuf, uid: u32) -> Self {
+        // Ids have to differ from those of processes that an earlier supervisor started and that are still there.
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let first = u64::try_from(since_epoch.as_micros()).unwrap_or_default();
+        Self {
+            sockets,
+            spool,
+            empty,
+            uid,
+            next: AtomicU64::new(first),
+            ready: Mutex::default(),
+            wanted: Notify::new(),
+        }
+    }
+
+    /// The socket of connection `id`.
+    pub fn socket(&self, id: ConnectionId) -> PathBuf {
+        self.sockets.join(format!("{id}.sock"))
+    }
+
+    /// The directory of all sockets.
+    pub fn sockets(&self) -> &Path {
+        &self.sockets
+    }
+
+    /// A process for a client that is there.
+    pub async fn take(&self) -> Result<Process, PoolError> {
+        let waiting = self.ready.lock().await.pop();
+        self.wanted.notify_one();
+        match waiting {
+            Some(process) => Ok(process),
+            None => self.start(),
+        }
+    }
+
+    /// Keeps [`READY`] processes waiting, until the task is dropped.
+    pub async fn refill(&self) {
+        loop {
+            while self.ready.lock().await.len() < READY {
+                match self.start() {
+                    Ok(process) => self.ready.lock().await.push(process),
+                    Err(error) => {
+                        tracing::error!("{}", crate::errors::chain(error));
+                        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+                    }
+                }
+            }
+            self.wanted.notified().await;
+        }
+    }
+
+    /// Ends the processes that still wait.
+    pub async fn drain(&self) {
+        for mut process in self.ready.lock().await.drain(..) {
+            drop(process.control);
+            // It ends by itself when its socket closes; its status says nothing.
+            let _ = process.child.wait().await;
+            remove_socket(&process.socket);
+        }
+    }
+
+    fn start(&self) -> Result<Process, PoolError> {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let socket = self.socket(id);
+        let listener =
+            seqpacket::listen(&socket, ADOPTION_BACKLOG).map_err(|error| PoolError::Socket(socket.clone(), error))?;
+        let started = self.start_with(&listener);
+        if started.is_err() {
+            remove_socket(&socket);
+        }
+        let (child, control) = started?;
+        Ok(Process { id, child, control, socket })
+    }
+
+    fn start_with(&self, listener: &OwnedFd) -> Result<(Child, AsyncSocket), PoolError> {
+        let spool = spool_file(&self.spool).map_err(|error| PoolError::Spool(self.spool.clone(), error))?;
+        let (ours, theirs) = seqpacket::pair().map_err(PoolError::Start)?;
+        let listener = listener.as_fd().try_clone_to_owned().map_err(PoolError::Start)?;
+        let mut command = std::process::Command::new("/proc/self/exe");
+        command
+            .arg0("podspawn")
+            .arg("connection")
+            .arg(&self.empty)
+            .arg(self.uid.to_string())
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        spawn::give_fds(&mut command, vec![theirs, listener, spool]);
+        let child = Command::from(command).spawn().map_err(PoolError::Start)?;
+        let control = AsyncSocket::new(ours).map_err(PoolError::Start)?;
+        Ok((child, control))
+    }
+}
+
+/// Removes the socket file of a process that is gone.
+pub fn remove_socket(path: &Path) {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::error!("cannot remove {}: {error}", path.display());
+        }
+        _ => {}
+    }
+}
+
+/// A file without a name: what a client sends faster than its command reads goes there.
+fn spool_file(directory: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
+    Ok(fcntl::open(directory, flags, Mode::S_IRUSR | Mode::S_IWUSR)?)
+}

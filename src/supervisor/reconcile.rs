@@ -1,0 +1,127 @@
+//! What an earlier supervisor left: sessions that still have connections or grace are adopted, everything else is removed.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs, io,
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::sync::mpsc;
+
+use super::{Supervisor, client, pool};
+use crate::{
+    errors::chain,
+    names::SessionId,
+    protocol::{self, FromConnection, ToConnection, wire::AsyncSocket},
+    session::{Client, SessionKey},
+    state::{ConnectionRecord, StateError},
+    sys::seqpacket,
+};
+
+/// How long a connection process may take to greet its new supervisor.
+const GREETING: Duration = Duration::from_secs(5);
+
+/// Why a connection could not be taken over.
+#[derive(Debug, thiserror::Error)]
+enum AdoptError {
+    #[error("its process is gone")]
+    Gone(#[source] io::Error),
+    #[error("its process does not answer")]
+    Silent,
+    #[error("its process speaks version {0} of the protocol, this server version {ours}", ours = protocol::VERSION)]
+    Version(u32),
+    #[error("its process gave an answer that is not a greeting")]
+    Greeting,
+}
+
+/// Takes over what can be, and starts removing the rest.
+pub(super) async fn reconcile(supervisor: &Arc<Supervisor>) -> Result<(), StateError> {
+    let context = supervisor.sessions.context();
+    let sessions = context.state.sessions()?;
+    let recorded = context.state.connections()?;
+
+    let mut greetings = tokio::task::JoinSet::new();
+    for record in recorded {
+        let socket = supervisor.pool.socket(record.id);
+        greetings.spawn(async move { (greet(&socket).await, record) });
+    }
+    let mut returned: HashMap<SessionId, Vec<(ConnectionRecord, AsyncSocket)>> = HashMap::new();
+    while let Some(joined) = greetings.join_next().await {
+        let Ok((answer, record)) = joined else { continue };
+        match answer {
+            Ok(control) => returned.entry(record.session.clone()).or_default().push((record, control)),
+            Err(error) => {
+                tracing::info!(connection = record.id, "not taken over: {}", chain(error));
+                context.state.remove_connection(record.id)?;
+                pool::remove_socket(&supervisor.pool.socket(record.id));
+            }
+        }
+    }
+
+    remove_strays(supervisor, &sessions.iter().map(|record| record.id.clone()).collect());
+
+    for record in sessions {
+        let key = SessionKey { user: record.user.clone(), project: record.project.clone() };
+        let mut clients = Vec::new();
+        for (connection, control) in returned.remove(&record.id).unwrap_or_default() {
+            let (outgoing, from_session) = mpsc::channel(Client::QUEUE);
+            clients.push(Client { id: connection.id, outgoing: outgoing.clone() });
+            let channel = (outgoing, from_session);
+            tokio::spawn(client::adopted(supervisor.clone(), connection, key.clone(), control, channel));
+        }
+        tracing::info!(session = %record.id, connections = clients.len(), "found a session of an earlier server");
+        supervisor.sessions.adopt(record, clients, supervisor.config());
+    }
+    // A connection whose session has no record any more sees the end of its init by itself.
+    for (connection, control) in returned.into_values().flatten() {
+        let message = "the session is gone".to_owned();
+        if let Err(error) = control.send(&ToConnection::Terminate { message }, &[]).await {
+            tracing::info!(connection = connection.id, "{error}");
+        }
+        context.state.remove_connection(connection.id)?;
+    }
+    Ok(())
+}
+
+async fn greet(socket: &std::path::Path) -> Result<AsyncSocket, AdoptError> {
+    let connected = seqpacket::connect(socket).and_then(AsyncSocket::new);
+    let control = connected.map_err(AdoptError::Gone)?;
+    let talk = async {
+        control.send(&ToConnection::Adopt { version: protocol::VERSION }, &[]).await?;
+        control.recv::<FromConnection>().await
+    };
+    match tokio::time::timeout(GREETING, talk).await {
+        Err(_elapsed) => Err(AdoptError::Silent),
+        Ok(Err(error)) => Err(AdoptError::Gone(error)),
+        Ok(Ok(Some((FromConnection::Adopted { version: protocol::VERSION, .. }, _)))) => Ok(control),
+        Ok(Ok(Some((FromConnection::Adopted { version, .. }, _)))) => Err(AdoptError::Version(version)),
+        Ok(Ok(_)) => Err(AdoptError::Greeting),
+    }
+}
+
+/// Removes objects with an id that the database does not know: of a database that was lost or replaced.
+fn remove_strays(supervisor: &Supervisor, known: &HashSet<SessionId>) {
+    let context = supervisor.sessions.context();
+    for id in context.session_ids_on_disk() {
+        if !known.contains(&id) {
+            tracing::warn!(session = %id, "removing what is left of a session without a record");
+            if let Err(error) = context.sweep(&id) {
+                tracing::error!("{error}");
+            }
+        }
+    }
+    // Sockets of processes that had no session; they ended when their supervisor did.
+    let recorded: HashSet<_> = context.state.connections().into_iter().flatten().map(|record| record.id).collect();
+    let sockets = match fs::read_dir(supervisor.pool.sockets()) {
+        Ok(sockets) => sockets,
+        Err(error) => return tracing::error!("cannot read {}: {error}", supervisor.pool.sockets().display()),
+    };
+    for entry in sockets.flatten() {
+        let name = entry.file_name();
+        let id = name.to_str().and_then(|name| name.strip_suffix(".sock")?.parse().ok());
+        if id.is_none_or(|id: u64| !recorded.contains(&id)) {
+            pool::remove_socket(&entry.path());
+        }
+    }
+}

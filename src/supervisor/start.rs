@@ -1,0 +1,253 @@
+//! Starting and ending the supervisor.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read, Write},
+    net::SocketAddr,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::{Arc, RwLock},
+};
+
+use nix::fcntl::{Flock, FlockArg};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{
+    SHUTDOWN_LIMIT, Supervisor,
+    accept::{self, Startups},
+    control, pool::Pool,
+    reconcile,
+};
+use crate::{
+    errors::chain,
+    api,
+    audit::Audit,
+    cgroup::{CgroupError, Cgroups},
+    config::{Config, Paths, host_keys::{self, HostKeyError}},
+    image::{ImageError, Store},
+    network::{self, Lease, Network, NetworkError},
+    runtime::{RuntimeError, Spawner},
+    session::{Context, Sessions, state::Reason},
+    state::{State, StateError},
+};
+
+/// The user that connection processes run as where there is no system user `podspawn`: nobody.
+const NOBODY: u32 = 65_534;
+
+/// Why the server cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("cannot start the async runtime")]
+    Runtime(#[source] io::Error),
+    #[error("podspawn serve must run as root")]
+    NotRoot,
+    #[error("cannot make the directory {}", .0.display())]
+    Directory(PathBuf, #[source] io::Error),
+    #[error("another podspawn{} already runs with {}", .1.map(|pid| format!(" (pid {pid})")).unwrap_or_default(), .0.display())]
+    Locked(PathBuf, Option<u32>),
+    #[error("cannot lock {}", .0.display())]
+    Lock(PathBuf, #[source] io::Error),
+    #[error("cannot listen on {0}")]
+    Listen(SocketAddr, #[source] io::Error),
+    #[error("cannot prepare the host keys")]
+    HostKeys(#[from] HostKeyError),
+    #[error("cannot open the state database")]
+    State(#[from] StateError),
+    #[error("cannot open the image store")]
+    Images(#[from] ImageError),
+    #[error("cannot limit resources with cgroups")]
+    Cgroups(#[from] CgroupError),
+    #[error("cannot set up the network")]
+    Network(#[from] NetworkError),
+    #[error("cannot start the spawner")]
+    Spawner(#[from] RuntimeError),
+    #[error("cannot open the audit log")]
+    Audit(#[source] io::Error),
+    #[error("cannot serve the control socket {}", .0.display())]
+    Control(PathBuf, #[source] io::Error),
+    #[error("cannot read {}", .0.display())]
+    Read(PathBuf, #[source] io::Error),
+    #[error("cannot handle signals")]
+    Signals(#[source] io::Error),
+}
+
+pub(super) async fn start(config: Config) -> Result<(), StartError> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(StartError::NotRoot);
+    }
+    let paths = config.paths.clone();
+    for directory in directories(&paths) {
+        make_directory(&directory)?;
+    }
+    let _lock = lock(&paths)?;
+    let mut listeners = Vec::new();
+    for address in &config.listen {
+        listeners.push(accept::listen(*address).map_err(|error| StartError::Listen(*address, error))?);
+    }
+    let host_keys = host_keys::load_or_create(&paths.host_key_dir)?;
+    let audit = Arc::new(Audit::open(config.log.audit_log.as_deref()).map_err(StartError::Audit)?);
+    let context = open_leaves(&config)?;
+    let gateway = context.network.gateway();
+    let upstreams = network::dns::Upstreams::new(config.network.dns.clone());
+    let supervisor = Arc::new(Supervisor {
+        config: RwLock::new(Arc::new(config)),
+        host_keys,
+        sessions: Sessions::new(context, audit.clone()),
+        pool: Pool::new(
+            connections_dir(&paths),
+            paths.state_dir.join("spool"),
+            paths.run_dir.join("empty"),
+            connection_uid(),
+        ),
+        startups: Startups::default(),
+        audit,
+    });
+    reconcile::reconcile(&supervisor).await?;
+
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(StartError::Signals)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(StartError::Signals)?;
+    let mut tasks = tokio::task::JoinSet::new();
+    let control = api::server::listen(&paths.control_socket)
+        .map_err(|error| StartError::Control(paths.control_socket.clone(), error))?;
+    let backend = control::Control(supervisor.clone());
+    tasks.spawn(async move {
+        if let Err(error) = api::server::serve(control, backend).await {
+            tracing::error!("the control socket: {error}");
+        }
+    });
+    tasks.spawn(async move {
+        if let Err(error) = network::dns::serve(gateway, upstreams).await {
+            tracing::error!("sessions have no DNS: {}", chain(error));
+        }
+    });
+    tasks.spawn({
+        let supervisor = supervisor.clone();
+        async move { supervisor.pool.refill().await }
+    });
+    for listener in listeners {
+        let supervisor = supervisor.clone();
+        tasks.spawn(accept::accept_loop(listener, move |stream, peer| {
+            Supervisor::take(&supervisor, stream, peer);
+        }));
+    }
+    for address in &supervisor.config().listen {
+        tracing::info!("listening on {address}");
+    }
+    // Without systemd there is nobody to tell.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+
+    let everything = tokio::select! {
+        _ = interrupt.recv() => true,
+        _ = terminate.recv() => false,
+    };
+    tasks.shutdown().await;
+    if everything {
+        tracing::info!("ending every session");
+        supervisor.sessions.stop_all(&Reason::Shutdown);
+        if !supervisor.sessions.all_gone(SHUTDOWN_LIMIT).await {
+            tracing::error!("some sessions could not be removed; the next start will try again");
+        }
+    }
+    supervisor.pool.drain().await;
+    if supervisor.sessions.is_empty() {
+        close(&supervisor, &paths);
+    } else {
+        tracing::info!("leaving sessions and connections to the next start");
+    }
+    Ok(())
+}
+
+/// Opens what owns kernel objects and files. Sessions that an earlier supervisor left keep their network.
+fn open_leaves(config: &Config) -> Result<Context, StartError> {
+    let paths = &config.paths;
+    let state = State::open(&paths.db)?;
+    let store = Store::open(&paths.state_dir.join("images"), (&config.images).into())?;
+    let cgroups = Cgroups::open(&config.instance)?;
+    let settings = network::Settings {
+        tag: config.instance.clone(),
+        pool: config.network.pool,
+        egress: config.network.egress.clone(),
+    };
+    let slots: Vec<_> = state.sessions()?.into_iter().map(|record| (record.id, record.slot)).collect();
+    let network = Network::open(settings, |network| {
+        let lease = |(id, slot)| Some(Lease { session: id, address: network.address(slot)? });
+        slots.into_iter().filter_map(lease).collect()
+    })?;
+    let spawner = Spawner::start(&paths.run_dir.join("spawner"))?;
+    let boot_id = Path::new("/proc/sys/kernel/random/boot_id");
+    let boot_id = fs::read_to_string(boot_id).map_err(|error| StartError::Read(boot_id.to_owned(), error))?;
+    Ok(Context {
+        state,
+        store,
+        cgroups,
+        network,
+        spawner,
+        state_dir: paths.state_dir.join("sessions"),
+        run_dir: paths.run_dir.join("sessions"),
+        boot_id: boot_id.trim().to_owned(),
+    })
+}
+
+/// Removes what belongs to the instance as a whole, when no session needs it.
+fn close(supervisor: &Supervisor, paths: &Paths) {
+    let context = supervisor.sessions.context();
+    if let Err(error) = context.network.close() {
+        tracing::error!("{}", chain(error));
+    }
+    if let Err(error) = context.cgroups.close() {
+        tracing::error!("{}", chain(error));
+    }
+    if let Err(error) = fs::remove_file(&paths.control_socket) {
+        tracing::error!("cannot remove {}: {error}", paths.control_socket.display());
+    }
+}
+
+pub(super) fn connections_dir(paths: &Paths) -> PathBuf {
+    paths.run_dir.join("connections")
+}
+
+fn directories(paths: &Paths) -> Vec<PathBuf> {
+    let mut all = vec![paths.key_dir.clone(), paths.host_key_dir.clone(), paths.state_dir.clone(), paths.run_dir.clone()];
+    all.extend(["sessions", "images", "spool"].map(|name| paths.state_dir.join(name)));
+    all.extend(["sessions", "spawner", "empty"].map(|name| paths.run_dir.join(name)));
+    all.push(connections_dir(paths));
+    all
+}
+
+/// Makes a directory that only root can enter, and its parents; one that exists stays as it is.
+fn make_directory(path: &Path) -> Result<(), StartError> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(|error| StartError::Directory(parent.to_owned(), error))?;
+    }
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other.map_err(|error| StartError::Directory(path.to_owned(), error)),
+    }
+}
+
+/// Locks this root for one supervisor. The file stays when the server ends: removing it would let two others lock two files.
+fn lock(paths: &Paths) -> Result<Flock<File>, StartError> {
+    let path = paths.run_dir.join("podspawn.lock");
+    let error = |error| StartError::Lock(path.clone(), error);
+    let mut file =
+        fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(error)?;
+    let mut holder = String::new();
+    file.read_to_string(&mut holder).map_err(error)?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(mut lock) => {
+            lock.set_len(0).map_err(error)?;
+            io::Seek::rewind(&mut *lock).map_err(error)?;
+            writeln!(lock, "{}", std::process::id()).map_err(error)?;
+            Ok(lock)
+        }
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(StartError::Locked(paths.root.clone(), holder.trim().parse().ok())),
+        Err((_, errno)) => Err(error(errno.into())),
+    }
+}
+
+/// The uid of the system user `podspawn`, which `server-setup` makes, or that of nobody.
+fn connection_uid() -> u32 {
+    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let uid = passwd.lines().find_map(|line| line.strip_prefix("podspawn:")?.split(':').nth(1)?.parse().ok());
+    uid.filter(|uid| *uid != 0).unwrap_or(NOBODY)
+}
