@@ -76,10 +76,7 @@ fn describe(event: &Event<'_>, now: SystemTime) -> Value {
         ),
         Event::Disconnect { key, session, connection, remaining } => (
             "session.disconnect",
-            with_key(
-                key,
-                json!({"session_id": session, "connection": connection, "remaining_connections": remaining}),
-            ),
+            with_key(key, json!({"session_id": session, "connection": connection, "remaining_connections": remaining})),
         ),
         Event::Command { key, connection, command, status } => {
             let (code, signal) = match status {

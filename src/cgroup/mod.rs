@@ -1,354 +1,287 @@
-//! The cgroup of each session: its limits, joining it, killing what is in it.
+//! A session's share of the host: its cgroup, on v2 and on v1 controllers alike.
 //!
-//! One type, with cgroup v2 or the v1 controllers cpu, memory and pids behind it (cgroups(7)). Sessions of an instance are
-//! side by side in one directory per hierarchy, `podspawn-<tag>/<session>`. Files are written through cgroups-rs; making,
-//! joining, killing and removing is done here, since its own ways move processes by `cgroup.procs` (10 ms on v1), ignore
-//! errors, or walk up to the parent.
+//! ```text
+//!   v2              <delegated subtree, or root>/podspawn-<tag>/<session>
+//!   v1 or hybrid    /sys/fs/cgroup/{cpu,memory,pids}/podspawn-<tag>/<session>
+//! ```
+//!
+//! Owns: these directories, their limits, and the end of every process in them. Leaves to the spawner how init gets in
+//! ([`CgroupJoin`]): on v2 by clone3(2), on v1 by its own write to `tasks`, never through `cgroup.procs`, which takes a
+//! global lock and 10 ms.
+//!
+//! Invariant: limits are written before the first process joins. A cgroup is used for one session only, since a v2
+//! cgroup that has seen `cgroup.kill` kills whatever is cloned into it.
 
-mod hierarchy;
+mod layout;
+mod limits;
+#[cfg(test)]
+mod tests;
 
 use std::{
-    fs::{self, File},
+    collections::BTreeSet,
+    fs::{self, OpenOptions},
     io,
-    os::fd::OwnedFd,
-    path::{Path, PathBuf},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::OpenOptionsExt,
+    },
+    path::PathBuf,
+    thread,
     time::{Duration, Instant},
 };
 
-use cgroups_rs::{MaxValue, cpu::CpuController, memory::MemController, pid::PidController};
-use nix::{
-    errno::Errno,
-    sys::signal::{Signal, kill},
-    unistd::Pid,
+pub use self::limits::Limits;
+use self::{
+    layout::{Layout, read, write},
+    limits::Version,
 };
-
-pub use self::hierarchy::Hierarchies;
 use crate::{
     names::{InstanceTag, SessionId},
     protocol::CgroupJoin,
+    sys::pidfd::{pidfd_open, pidfd_send_signal},
 };
 
-/// The period that `cpu.max` and `cpu.cfs_quota_us` count in: 100 ms, the kernel's default.
-const PERIOD_US: u64 = 100_000;
+/// How long killed processes may take to be gone. A hundred take 4 ms; one that is stuck in the kernel, forever.
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a cgroup may stay busy after its last process was seen: the kernel lets go of it a little later.
+const REMOVE_TIMEOUT: Duration = Duration::from_secs(2);
+const POLL: Duration = Duration::from_millis(1);
 
-/// How long processes may take to leave a cgroup after they were killed.
-const EMPTY_LIMIT: Duration = Duration::from_secs(5);
-
-/// Why a cgroup could not be made, limited or removed.
+/// Why a cgroup could not be made, used or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
-    #[error("this host has no cgroup hierarchy with the {0} controller mounted under /sys/fs/cgroup")]
-    MissingController(&'static str),
-    #[error("cannot make the cgroup {}", .0.display())]
-    Create(PathBuf, #[source] io::Error),
-    #[error("cannot set {what} in {}", .path.display())]
-    Limit { what: &'static str, path: PathBuf, #[source] source: cgroups_rs::error::Error },
-    #[error("cannot use {}", .0.display())]
-    File(PathBuf, #[source] io::Error),
-    #[error("{} still has processes {} s after they were killed", .0.display(), EMPTY_LIMIT.as_secs())]
-    Busy(PathBuf),
-}
-
-/// What the processes of a session may use together; `None` = no limit.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Limits {
-    /// CPUs, e.g. 0.5.
-    pub cpus: Option<f64>,
-    /// Bytes. Swap is not added to it.
-    pub memory_max: Option<u64>,
-    pub pids_max: Option<u64>,
+    #[error("this host has no cgroup controller {0:?}, neither v1 nor v2; sessions need it for their limits")]
+    NoController(&'static str),
+    #[error("cannot make the cgroup {}", .path.display())]
+    Create { path: PathBuf, source: io::Error },
+    #[error("cannot set a limit of the cgroup {}", .path.display())]
+    Limit { path: PathBuf, source: cgroups_rs::error::Error },
+    #[error("cannot read {}", .path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("cannot write {value:?} to {}", .path.display())]
+    Write { path: PathBuf, value: String, source: io::Error },
+    #[error("processes {pids:?} of the cgroup {} do not end", .path.display())]
+    Stuck { path: PathBuf, pids: Vec<i32> },
+    #[error("cannot remove the cgroup {}", .path.display())]
+    Remove { path: PathBuf, source: io::Error },
 }
 
 /// The cgroups of one instance.
+#[derive(Debug, Clone)]
 pub struct Cgroups {
-    hierarchies: Hierarchies,
-    parent: String,
-}
-
-/// One session's cgroup: a directory in each hierarchy, there or not.
-pub struct Cgroup {
-    directories: Vec<Directory>,
-    v2: bool,
-}
-
-struct Directory {
-    path: PathBuf,
-    controllers: &'static [&'static str],
+    layout: Layout,
 }
 
 impl Cgroups {
-    /// Finds the hierarchies and makes the instance's own directory in each.
+    /// Finds out how this host does it, and makes the parent directories; those of an earlier run are fine.
+    ///
+    /// On v2, in a subtree that systemd has delegated to us, this moves our own process into a leaf, because a cgroup
+    /// with children that have limits may hold no process.
+    ///
+    /// # Errors
+    /// [`CgroupError::NoController`] without memory or pids.
     pub fn open(tag: &InstanceTag) -> Result<Self, CgroupError> {
-        let hierarchies = Hierarchies::find()?;
-        let cgroups = Self { hierarchies, parent: tag.object_name() };
-        cgroups.hierarchies.prepare(&cgroups.parent)?;
-        Ok(cgroups)
+        let layout = Layout::detect(tag)?;
+        layout.prepare()?;
+        Ok(Self { layout })
     }
 
-    /// Makes the session's cgroup and sets its limits before any process joins it. Nothing is left after a failure.
+    /// Makes the cgroup of a session, with its limits.
+    ///
+    /// # Errors
+    /// [`CgroupError::NoController`] if `limits.cpus` is set and there is no cpu controller; others name the file.
+    /// Either way nothing is left behind.
     pub fn create(&self, id: &SessionId, limits: &Limits) -> Result<Cgroup, CgroupError> {
         let cgroup = self.adopt(id);
-        let made = cgroup.directories.iter().try_for_each(|directory| {
-            fs::create_dir(&directory.path).map_err(|error| CgroupError::Create(directory.path.clone(), error))?;
-            directory.limit(limits, cgroup.v2)
-        });
-        if let Err(error) = made {
-            // The first error is the one to tell.
-            let _ = cgroup.destroy();
+        for (made, (path, _)) in cgroup.paths.iter().enumerate() {
+            if let Err(source) = fs::create_dir(path) {
+                // Those from here on are not ours: one that exists already belongs to a session with the same id.
+                let undo = Cgroup { paths: cgroup.paths[..made].to_vec(), ..cgroup };
+                undo.undo();
+                return Err(CgroupError::Create { path: path.clone(), source });
+            }
+        }
+        if let Err(error) = cgroup.limit(limits) {
+            cgroup.undo();
             return Err(error);
         }
         Ok(cgroup)
     }
 
-    /// The cgroup of a session, whether it exists or not.
+    /// The cgroup that a session has from an earlier run, or had.
     pub fn adopt(&self, id: &SessionId) -> Cgroup {
-        let directory = |(root, controllers): (PathBuf, _)| Directory {
-            path: root.join(&self.parent).join(id.as_str()),
-            controllers,
+        let (version, paths) = match &self.layout {
+            Layout::V2 { parent, .. } => {
+                (Version::V2, vec![(parent.join(id.as_str()), ["cpu", "memory", "pids"].into())])
+            }
+            Layout::V1 { parents } => {
+                (Version::V1, parents.iter().map(|(p, c)| (p.join(id.as_str()), c.clone())).collect())
+            }
         };
-        let directories = self.hierarchies.roots().map(directory).collect();
-        Cgroup { directories, v2: self.hierarchies.is_v2() }
+        Cgroup { version, paths }
     }
 
-    /// Removes the instance's own directories. One in which there still is a session stays.
+    /// Removes the parent directories; for when no session is left, otherwise an error. None being there is fine.
     pub fn close(&self) -> Result<(), CgroupError> {
-        for (root, _) in self.hierarchies.roots() {
-            let path = root.join(&self.parent);
-            match fs::remove_dir(&path) {
-                Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ResourceBusy) => {
-                    return Err(CgroupError::File(path, error));
-                }
-                _ => {}
-            }
-        }
-        Ok(())
+        self.layout.parents().into_iter().map(|path| remove(path.to_owned(), Duration::ZERO)).fold(Ok(()), Result::and)
     }
 
-    /// The paths of every cgroup of the instance, its own directories included.
+    /// The directories that the instance `tag` has, one line each; a session's ends with its id.
     pub fn listing(tag: &InstanceTag) -> Result<Vec<String>, CgroupError> {
-        let mut found = Vec::new();
-        for (root, _) in Hierarchies::find()?.roots() {
-            let parent = root.join(tag.object_name());
-            let entries = match fs::read_dir(&parent) {
+        let mut lines = Vec::new();
+        for parent in Layout::detect(tag)?.parents() {
+            let entries = match fs::read_dir(parent) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                other => other.map_err(|error| CgroupError::File(parent.clone(), error))?,
+                other => other.map_err(|source| CgroupError::Read { path: parent.to_owned(), source })?,
             };
+            lines.push(format!("cgroup {}", parent.display()));
             for entry in entries {
-                let entry = entry.map_err(|error| CgroupError::File(parent.clone(), error))?;
+                let entry = entry.map_err(|source| CgroupError::Read { path: parent.to_owned(), source })?;
                 if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                    found.push(entry.path().display().to_string());
+                    lines.push(format!("cgroup {}", entry.path().display()));
                 }
             }
-            found.push(parent.display().to_string());
         }
-        Ok(found)
+        Ok(lines)
     }
 }
 
-impl Directory {
-    fn limit(&self, limits: &Limits, v2: bool) -> Result<(), CgroupError> {
-        let failed = |what| move |source| CgroupError::Limit { what, path: self.path.clone(), source };
-        for controller in self.controllers {
-            match (*controller, limits) {
-                ("cpu", Limits { cpus: Some(cpus), .. }) => {
-                    // At least 1 ms per period, which is the smallest quota that the kernel takes.
-                    let quota = ((cpus * PERIOD_US as f64) as i64).max(1000);
-                    CpuController::new(self.path.clone(), v2)
-                        .set_cfs_quota_and_period(Some(quota), Some(PERIOD_US))
-                        .map_err(failed("the CPU quota"))?;
-                }
-                ("memory", Limits { memory_max: Some(bytes), .. }) => {
-                    let memory = MemController::new(self.path.clone(), v2);
-                    let bytes = i64::try_from(*bytes).unwrap_or(i64::MAX);
-                    memory.set_limit(bytes).map_err(failed("the memory limit"))?;
-                    // v2 counts swap apart from memory, v1 both together.
-                    let swap = if v2 { "memory.swap.max" } else { "memory.memsw.limit_in_bytes" };
-                    if self.path.join(swap).exists() {
-                        let limit = if v2 { 0 } else { bytes };
-                        memory.set_memswap_limit(limit).map_err(failed("the swap limit"))?;
-                    }
-                }
-                ("pids", Limits { pids_max: Some(pids), .. }) => {
-                    let pids = i64::try_from(*pids).unwrap_or(i64::MAX);
-                    PidController::new(self.path.clone(), v2)
-                        .set_pid_max(MaxValue::Value(pids))
-                        .map_err(failed("the process limit"))?;
-                }
-                _ => {}
-            }
-        }
-        Ok(())
-    }
+/// The cgroup of one session: one directory on v2, one for each hierarchy on v1.
+#[derive(Debug)]
+pub struct Cgroup {
+    version: Version,
+    /// With the controllers that each is for.
+    paths: Vec<(PathBuf, BTreeSet<&'static str>)>,
 }
 
 impl Cgroup {
-    /// What a new process needs to get in.
+    /// The directory of the controller `name`.
+    fn path(&self, name: &'static str) -> Result<&PathBuf, CgroupError> {
+        let mut paths = self.paths.iter();
+        paths.find(|(_, c)| c.contains(name)).map(|(path, _)| path).ok_or(CgroupError::NoController(name))
+    }
+
+    fn limit(&self, limits: &Limits) -> Result<(), CgroupError> {
+        if let Some(cpus) = limits.cpus {
+            limits::limit_cpus(self.path("cpu")?, self.version, cpus)?;
+        }
+        if let Some(bytes) = limits.memory_max {
+            limits::limit_memory(self.path("memory")?, self.version, bytes)?;
+        }
+        if let Some(count) = limits.pids_max {
+            limits::limit_pids(self.path("pids")?, self.version, count)?;
+        }
+        Ok(())
+    }
+
+    /// What a new init needs to get in: how, and the descriptors for it.
     pub fn join(&self) -> Result<(CgroupJoin, Vec<OwnedFd>), CgroupError> {
+        let open = |path: PathBuf, options: &OpenOptions| {
+            options.open(&path).map(OwnedFd::from).map_err(|source| CgroupError::Read { path, source })
+        };
         let mut fds = Vec::new();
-        for directory in &self.directories {
-            let (path, file) = if self.v2 {
-                (directory.path.clone(), File::open(&directory.path))
-            } else {
-                let tasks = directory.path.join("tasks");
-                let file = File::options().write(true).open(&tasks);
-                (tasks, file)
-            };
-            fds.push(file.map_err(|error| CgroupError::File(path, error))?.into());
+        match self.version {
+            Version::V2 => {
+                for (path, _) in &self.paths {
+                    fds.push(open(path.clone(), OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY))?);
+                }
+                Ok((CgroupJoin::V2, fds))
+            }
+            Version::V1 => {
+                for (path, _) in &self.paths {
+                    fds.push(open(path.join("tasks"), OpenOptions::new().write(true))?);
+                }
+                let count = u32::try_from(fds.len()).unwrap_or(u32::MAX);
+                Ok((CgroupJoin::V1 { count }, fds))
+            }
         }
-        let join = if self.v2 { CgroupJoin::V2 } else { CgroupJoin::V1 { count: fds.len() as u32 } };
-        Ok((join, fds))
     }
 
-    /// Sends SIGKILL to everything in it. A cgroup that is not there has nothing in it.
+    /// The processes in it, as far as our pid namespace has numbers for them. None if it is gone.
+    pub fn pids(&self) -> Result<Vec<i32>, CgroupError> {
+        match read(&self.path("pids")?.join("cgroup.procs")) {
+            Ok(text) => Ok(text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 0).collect()),
+            Err(error) if is_gone(&error) => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Kills every process in it, and returns when they are gone. Nothing can join it afterwards.
+    ///
+    /// # Errors
+    /// [`CgroupError::Stuck`] if some are still there after 5 s.
     pub fn kill(&self) -> Result<(), CgroupError> {
-        for directory in &self.directories {
-            let kill_file = directory.path.join("cgroup.kill");
-            if self.v2 && kill_file.exists() {
-                match fs::write(&kill_file, "1") {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                        return Err(CgroupError::File(kill_file, error));
-                    }
-                    _ => continue,
-                }
+        let path = self.path("pids")?;
+        // v2 kills all at once. v1 can only be asked who is there; with no process allowed, nobody new appears between
+        // that question and the signal, however fast they fork.
+        let stop = match self.version {
+            Version::V2 => write(&path.join("cgroup.kill"), "1"),
+            Version::V1 => write(&path.join("pids.max"), "0"),
+        };
+        match stop {
+            Err(error) if is_gone(&error) => return Ok(()),
+            other => other?,
+        }
+        let deadline = Instant::now() + KILL_TIMEOUT;
+        loop {
+            let pids = self.pids()?;
+            if pids.is_empty() {
+                return Ok(());
             }
-            // A process may fork between reading and killing; `destroy` comes back until nothing is left.
-            for pid in processes(&directory.path)? {
-                match kill(pid, Signal::SIGKILL) {
-                    Ok(()) | Err(Errno::ESRCH) => {}
-                    Err(errno) => return Err(CgroupError::File(directory.path.clone(), errno.into())),
-                }
+            if Instant::now() > deadline {
+                return Err(CgroupError::Stuck { path: path.clone(), pids });
+            }
+            if self.version == Version::V1 {
+                self.signal(&pids)?;
+            }
+            thread::sleep(POLL);
+        }
+    }
+
+    /// Sends SIGKILL to those of `pids` that are still in here once we hold them by descriptor: a number alone may by
+    /// then be the name of somebody else's process.
+    fn signal(&self, pids: &[i32]) -> Result<(), CgroupError> {
+        let held: Vec<_> = pids.iter().filter_map(|pid| Some((pid, pidfd_open(*pid).ok()?))).collect();
+        let present = self.pids()?;
+        for (pid, pidfd) in held {
+            if present.contains(pid) {
+                // It may have ended meanwhile; whatever else went wrong, the caller sees that it is still there.
+                let _ = pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
             }
         }
         Ok(())
     }
 
-    /// Removes it, waiting for killed processes to leave; what is not there is no error.
+    /// Removes the directories; none being there is fine. The processes must be gone ([`Cgroup::kill`]).
+    ///
+    /// # Errors
+    /// [`CgroupError::Remove`] if one is still busy after 2 s, after all have been tried.
     pub fn destroy(&self) -> Result<(), CgroupError> {
-        let end = Instant::now() + EMPTY_LIMIT;
-        for directory in &self.directories {
-            loop {
-                match fs::remove_dir(&directory.path) {
-                    Ok(()) => break,
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => break,
-                    Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-                        if Instant::now() > end {
-                            return Err(CgroupError::Busy(directory.path.clone()));
-                        }
-                        self.kill()?;
-                        // The kernel has no way to wait for a v1 cgroup to become empty.
-                        std::thread::sleep(Duration::from_millis(2));
-                    }
-                    Err(error) => return Err(CgroupError::File(directory.path.clone(), error)),
-                }
-            }
+        self.paths.iter().map(|(path, _)| remove(path.clone(), REMOVE_TIMEOUT)).fold(Ok(()), Result::and)
+    }
+
+    /// Destroys what a failed creation has made; the caller has a more important error to tell.
+    fn undo(&self) {
+        if let Err(error) = self.destroy() {
+            tracing::warn!(%error, "undoing a failed cgroup");
         }
-        Ok(())
     }
 }
 
-fn processes(directory: &Path) -> Result<Vec<Pid>, CgroupError> {
-    let path = directory.join("cgroup.procs");
-    let text = match fs::read_to_string(&path) {
-        // ENODEV: it was removed after it was opened.
-        Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::ENODEV as i32) => {
-            return Ok(Vec::new());
-        }
-        other => other.map_err(|error| CgroupError::File(path, error))?,
-    };
-    // A pid of 0 is a process of another pid namespace, which cannot be ours; and kill(0) would hit ourselves.
-    Ok(text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 0).map(Pid::from_raw).collect())
+/// Whether the cgroup that a file belongs to has been removed: before the file was opened, or after.
+fn is_gone(error: &CgroupError) -> bool {
+    let (CgroupError::Read { source, .. } | CgroupError::Write { source, .. }) = error else { return false };
+    matches!(source.raw_os_error(), Some(libc::ENOENT | libc::ENODEV))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::{
-        io::Write,
-        process::{Child, Command, Stdio},
-    };
-
-    struct World {
-        cgroups: Cgroups,
-        tag: InstanceTag,
-    }
-
-    impl World {
-        fn new(name: &str) -> Self {
-            let tag = InstanceTag::of_root(Path::new("/test/cgroup").join(name).as_path());
-            Self { cgroups: Cgroups::open(&tag).unwrap(), tag }
+/// Removes a directory, waiting while it is busy.
+fn remove(path: PathBuf, timeout: Duration) -> Result<(), CgroupError> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        match fs::remove_dir(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline => thread::sleep(POLL),
+            other => return other.map_err(|source| CgroupError::Remove { path, source }),
         }
-    }
-
-    impl Drop for World {
-        fn drop(&mut self) {
-            self.cgroups.close().unwrap();
-            assert_eq!(Cgroups::listing(&self.tag).unwrap(), Vec::<String>::new());
-        }
-    }
-
-    /// A shell that waits for a line before it runs `script`, in the cgroup.
-    fn shell(cgroup: &Cgroup, script: &str) -> Child {
-        let mut child = Command::new("sh")
-            .args(["-c", &format!("read line; {script}")])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        for directory in &cgroup.directories {
-            fs::write(directory.path.join("cgroup.procs"), child.id().to_string()).unwrap();
-        }
-        child.stdin.take().unwrap().write_all(b"go\n").unwrap();
-        child
-    }
-
-    #[test]
-    fn processes_memory_and_cpu_are_limited() {
-        let world = World::new("limits");
-        let limits = Limits { cpus: Some(0.25), memory_max: Some(32 << 20), pids_max: Some(10) };
-        let cgroup = world.cgroups.create(&SessionId::from_bits(1), &limits).unwrap();
-
-        let forks = shell(&cgroup, "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 30 >/dev/null & done; echo survived");
-        let output = forks.wait_with_output();
-        cgroup.kill().unwrap();
-        assert!(!String::from_utf8_lossy(&output.unwrap().stdout).contains("survived"));
-
-        let hog = shell(&cgroup, "head -c 200M /dev/zero | tail; echo survived").wait_with_output().unwrap();
-        assert!(!String::from_utf8_lossy(&hog.stdout).contains("\0"), "tail kept 200 MB in 32");
-
-        let quota: Vec<_> = cgroup
-            .directories
-            .iter()
-            .filter(|directory| directory.controllers.contains(&"cpu"))
-            .map(|directory| {
-                let name = if cgroup.v2 { "cpu.max" } else { "cpu.cfs_quota_us" };
-                fs::read_to_string(directory.path.join(name)).unwrap()
-            })
-            .collect();
-        assert!(quota[0].starts_with("25000"), "{quota:?}");
-        cgroup.destroy().unwrap();
-    }
-
-    #[test]
-    fn killing_and_removing_copes_with_what_is_inside_and_what_is_gone() {
-        let world = World::new("destroy");
-        let id = SessionId::from_bits(2);
-        let cgroup = world.cgroups.create(&id, &Limits::default()).unwrap();
-        let mut child = shell(&cgroup, "while :; do sleep 1 & done");
-        assert!(Cgroups::listing(&world.tag).unwrap().iter().any(|path| path.ends_with(id.as_str())));
-        cgroup.kill().unwrap();
-        cgroup.destroy().unwrap();
-        child.wait().unwrap();
-        cgroup.kill().unwrap();
-        cgroup.destroy().unwrap();
-    }
-
-    #[test]
-    fn a_cgroup_that_exists_is_not_taken_over() {
-        let world = World::new("exists");
-        let id = SessionId::from_bits(3);
-        let cgroup = world.cgroups.create(&id, &Limits::default()).unwrap();
-        assert!(matches!(world.cgroups.create(&id, &Limits::default()), Err(CgroupError::Create(..))));
-        cgroup.destroy().unwrap();
     }
 }

@@ -29,11 +29,14 @@ impl ConfigCommand {
         let origin = |field: &str| if session.config.sets(field) { "file" } else { "default" };
         let fields = effective(session.config);
         if *json {
-            let all = fields.iter().map(|(field, value)| json!({"field": field, "value": value, "origin": origin(field)}));
+            let all =
+                fields.iter().map(|(field, value)| json!({"field": field, "value": value, "origin": origin(field)}));
             writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&all.collect::<Vec<_>>())?)?;
         } else {
-            let rows: Vec<_> =
-                fields.iter().map(|(field, value)| [(*field).to_owned(), plain(value), origin(field).to_owned()]).collect();
+            let rows: Vec<_> = fields
+                .iter()
+                .map(|(field, value)| [(*field).to_owned(), plain(value), origin(field).to_owned()])
+                .collect();
             table::print(["FIELD", "VALUE", "ORIGIN"], &rows)?;
             writeln!(io::stderr(), "{}: valid", session.config.paths.config_file.display())?;
         }
@@ -53,8 +56,20 @@ fn plain(value: &Value) -> String {
 fn effective(config: &Config) -> Vec<(&'static str, Value)> {
     let duration = |value: std::time::Duration| json!(humantime::format_duration(value).to_string());
     let network = |(address, prefix): &(std::net::Ipv4Addr, u8)| json!(format!("{address}/{prefix}"));
-    let Config { paths, instance: _, listen, auth, defaults, session, security, resources, network: net, images, log, source: _ } =
-        config;
+    let Config {
+        paths,
+        instance: _,
+        listen,
+        auth,
+        defaults,
+        session,
+        security,
+        resources,
+        network: net,
+        images,
+        log,
+        source: _,
+    } = config;
     let startups = auth.max_startups;
     vec![
         ("listen", json!(listen)),

@@ -10,12 +10,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 
 use super::{Session, table};
-use crate::{
-    api::client::ClientError,
-    config::users,
-    names::UserName,
-    session::SessionKey,
-};
+use crate::{api::client::ClientError, config::users, names::UserName, session::SessionKey};
 
 #[derive(Debug, Args)]
 pub struct AddUser {

@@ -3,7 +3,7 @@
 //! An option that is not supported makes its line unusable, and that is said: ignoring it could grant more than was meant.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{self, Read},
     net::IpAddr,
     os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
@@ -327,15 +327,8 @@ fn parse_expiry(text: &str) -> Option<u64> {
         return None;
     }
     let part = |from: usize, to: usize| digits.get(from..to).unwrap_or("00").to_owned();
-    let stamp = format!(
-        "{}-{}-{}T{}:{}:{}Z",
-        part(0, 4),
-        part(4, 6),
-        part(6, 8),
-        part(8, 10),
-        part(10, 12),
-        part(12, 14)
-    );
+    let stamp =
+        format!("{}-{}-{}T{}:{}:{}Z", part(0, 4), part(4, 6), part(6, 8), part(8, 10), part(10, 12), part(12, 14));
     let time = humantime::parse_rfc3339(&stamp).ok()?;
     time.duration_since(SystemTime::UNIX_EPOCH).ok().map(|since| since.as_secs())
 }
@@ -344,6 +337,7 @@ fn parse_expiry(text: &str) -> Option<u64> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::fs;
 
     const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJ";
 

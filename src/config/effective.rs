@@ -32,9 +32,10 @@ const CAPABILITIES: &[&str] = &[
 /// What `security.cap_add` may add to them.
 const MORE_CAPABILITIES: &[&str] = &["AUDIT_WRITE", "MKNOD", "NET_RAW", "SYS_NICE", "SYS_PTRACE"];
 
-/// Ids per container, and the number behind the last id that a host has (2^32 - 1 means "no id").
+/// Ids per container, and the last that a container may have: the kernel takes no larger one for `ping_group_range`
+/// (icmp(7)).
 const IDS: u64 = 65_536;
-const LAST_ID: u64 = (1 << 32) - 2;
+const LAST_ID: u64 = (1 << 31) - 1;
 
 struct Fields<'a> {
     file: &'a Path,
@@ -128,7 +129,8 @@ fn auth(fields: &Fields<'_>, raw: raw::Auth) -> Result<Auth, ConfigError> {
     let max_startups = match &raw.max_startups {
         None => MaxStartups { start: 50, rate: 30, full: 100 },
         Some(text) => max_startups(text).ok_or_else(|| {
-            fields.rule("auth.max_startups", format!("{text:?} is not START:RATE:FULL or one number, such as 50:30:100"))
+            fields
+                .rule("auth.max_startups", format!("{text:?} is not START:RATE:FULL or one number, such as 50:30:100"))
         })?,
     };
     let accept_env = raw.accept_env.unwrap_or_default();
@@ -221,10 +223,12 @@ fn security(fields: &Fields<'_>, raw: raw::Security) -> Result<Security, ConfigE
     let userns = raw.userns.unwrap_or_default();
     let first = userns.first.unwrap_or(1_000_000_000);
     if u64::from(first) < IDS || u64::from(first) + IDS > LAST_ID {
-        return Err(fields.rule("security.userns", format!("first: {first} is not between {IDS} and {}", LAST_ID - IDS)));
+        return Err(
+            fields.rule("security.userns", format!("first: {first} is not between {IDS} and {}", LAST_ID - IDS))
+        );
     }
     let room = (LAST_ID - u64::from(first)) / IDS;
-    let count = userns.count.map_or(room.min(32_768), u64::from);
+    let count = userns.count.map_or(room, u64::from);
     if count == 0 || count > room {
         return Err(fields.rule("security.userns", format!("count: {count} is not between 1 and {room}")));
     }
@@ -252,10 +256,7 @@ fn possible() -> String {
 }
 
 fn resources(raw: raw::Resources) -> Resources {
-    Resources {
-        max_per_user: raw.max_per_user.unwrap_or(3),
-        max_containers: raw.max_containers.unwrap_or(0),
-    }
+    Resources { max_per_user: raw.max_per_user.unwrap_or(3), max_containers: raw.max_containers.unwrap_or(0) }
 }
 
 fn network(fields: &Fields<'_>, raw: raw::Network) -> Result<Network, ConfigError> {

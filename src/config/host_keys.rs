@@ -38,7 +38,9 @@ pub fn load_or_create(directory: &Path) -> Result<Vec<HostKey>, HostKeyError> {
         .map(|(name, algorithm)| {
             let path = directory.join(name);
             match read(&path) {
-                Err(HostKeyError::Read(_, error)) if error.kind() == io::ErrorKind::NotFound => create(&path, algorithm),
+                Err(HostKeyError::Read(_, error)) if error.kind() == io::ErrorKind::NotFound => {
+                    create(&path, algorithm)
+                }
                 other => other,
             }
         })
@@ -70,13 +72,8 @@ fn create(path: &Path, algorithm: &Algorithm) -> Result<HostKey, HostKeyError> {
 fn write(path: &Path, mode: u32, content: &[u8]) -> Result<(), HostKeyError> {
     let failed = |error| HostKeyError::Write(path.to_owned(), error);
     let temporary = path.with_extension("new");
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(mode)
-        .open(&temporary)
-        .map_err(failed)?;
+    let mut file =
+        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary).map_err(failed)?;
     file.write_all(content).and_then(|()| file.sync_all()).map_err(failed)?;
     fs::rename(&temporary, path).map_err(failed)
 }

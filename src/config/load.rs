@@ -38,7 +38,12 @@ pub enum ConfigError {
     #[error("{}: {} not supported by this version of podspawn; remove the setting", .file.display(), fields_are(.fields))]
     Unsupported { file: PathBuf, fields: Vec<String> },
     #[error("{}: {field} is not valid", .file.display())]
-    Value { file: PathBuf, field: &'static str, #[source] why: ValueError },
+    Value {
+        file: PathBuf,
+        field: &'static str,
+        #[source]
+        why: ValueError,
+    },
 }
 
 fn fields_are(fields: &[String]) -> String {
@@ -133,8 +138,9 @@ fn read(file: &Path) -> Result<String, ConfigError> {
 }
 
 fn parse(file: &Path, text: &str) -> Result<(raw::File, serde_yaml::Value), ConfigError> {
-    let failed = |error: serde_yaml::Error| {
-        ConfigError::Syntax { file: file.to_owned(), message: explain(&error.to_string(), text) }
+    let failed = |error: serde_yaml::Error| ConfigError::Syntax {
+        file: file.to_owned(),
+        message: explain(&error.to_string(), text),
     };
     let document: serde_yaml::Value = serde_yaml::from_str(text).map_err(failed)?;
     if document.is_null() {
@@ -194,7 +200,9 @@ mod tests {
 
     #[test]
     fn what_the_file_sets_is_used() {
-        let config = load("listen: 127.0.0.1:2200\ndefaults: {memory: 512m, cpus: 0.5}\nsession: {mode: destroy-on-disconnect}").unwrap();
+        let config =
+            load("listen: 127.0.0.1:2200\ndefaults: {memory: 512m, cpus: 0.5}\nsession: {mode: destroy-on-disconnect}")
+                .unwrap();
         assert_eq!(config.listen, ["127.0.0.1:2200".parse().unwrap()]);
         assert_eq!(config.defaults.memory, Some(512 << 20));
         assert_eq!(config.session.mode, super::super::Mode::DestroyOnDisconnect);
@@ -205,7 +213,10 @@ mod tests {
     fn mistakes_are_named() {
         let table = [
             ("sesion: {}", "unknown field `sesion` at line 1 column 1; did you mean `session`?"),
-            ("session:\n  grace_perod: 5s", "session: unknown field `grace_perod` at line 2 column 3; did you mean `grace_period`?"),
+            (
+                "session:\n  grace_perod: 5s",
+                "session: unknown field `grace_perod` at line 2 column 3; did you mean `grace_period`?",
+            ),
             ("session: {grace_period: 5}", "session.grace_period is not valid"),
             ("session: {mode: forever}", "\"forever\" is not one of"),
             ("session: {idle_timeout: 5m}", "session.idle_timeout is not supported by this version"),

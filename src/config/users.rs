@@ -17,7 +17,11 @@ pub enum UserError {
     #[error("there is no user {user} in {}", .key_dir.display())]
     Unknown { user: UserName, key_dir: PathBuf },
     #[error("{origin} is not a public key")]
-    Key { origin: String, #[source] why: LineError },
+    Key {
+        origin: String,
+        #[source]
+        why: LineError,
+    },
     #[error("there is no public key in {0}")]
     NoKey(String),
     #[error("cannot read {}", .0.display())]
@@ -61,14 +65,17 @@ pub fn add(key_dir: &Path, user: &UserName, texts: &[(String, String)]) -> Resul
         Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
         other => other.map_err(|error| UserError::Read(path.clone(), error))?,
     };
-    let mut known: Vec<_> =
-        content.lines().filter_map(|line| authorized_keys::parse_line(line).ok().flatten()).map(|entry| entry.key).collect();
+    let mut known: Vec<_> = content
+        .lines()
+        .filter_map(|line| authorized_keys::parse_line(line).ok().flatten())
+        .map(|entry| entry.key)
+        .collect();
     let mut added = 0;
     for (origin, text) in texts {
         let mut found = false;
         for line in text.lines() {
-            let entry = authorized_keys::parse_line(line)
-                .map_err(|why| UserError::Key { origin: origin.clone(), why })?;
+            let entry =
+                authorized_keys::parse_line(line).map_err(|why| UserError::Key { origin: origin.clone(), why })?;
             let Some(entry) = entry else { continue };
             found = true;
             if known.iter().any(|key| key.key_data() == entry.key.key_data()) {

@@ -1,1 +1,107 @@
-//! image
+//! The image store: pulls images, unpacks their layers once, and keeps them for sessions.
+//!
+//! ```text
+//! STATE/images/
+//!   lock                 shared: while an image is being looked up for a session; exclusive: rm, prune, commit
+//!   blobs/sha256/HEX     manifests and configurations (layers are kept unpacked only)
+//!   refs/NAME.json       an image by the name it was pulled as
+//!   layers/NAME/         an unpacked layer, a lowerdir of overlayfs; NAME is the start of its diff id
+//!   contents/NAME.json   what is known of it; written before the layer becomes visible
+//!   locks/NAME           who unpacks this layer
+//!   tmp/                 what is being unpacked; swept when its maker is gone
+//! ```
+//!
+//! A layer is unpacked in `tmp`, with every digest and size verified on the way, and becomes visible by rename; an image
+//! becomes visible by the rename of its file in `refs`, after its layers. So a crash at any point leaves a store that works.
+//! All of it works with several processes at once, by flock(2): the command line needs no server.
+
+mod archive;
+mod assemble;
+mod auth;
+mod bootstrap;
+mod digest;
+mod export;
+mod http;
+mod import;
+mod layer;
+mod manifest;
+mod pull;
+mod reference;
+mod registry;
+mod store;
+
+use std::{io, path::PathBuf};
+
+pub use self::{
+    digest::Digest,
+    import::ImportOptions,
+    layer::{Contents, LayerError, Limits},
+    reference::{Reference, ReferenceError},
+    store::{Image, Settings, Store, StoreLease},
+};
+
+/// Why an image could not be had, kept or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    #[error("cannot use {}", .0.display())]
+    Store(PathBuf, #[source] io::Error),
+    #[error("{} is damaged: {what}", .path.display())]
+    Damaged { path: PathBuf, what: String },
+    #[error("cannot read {0}")]
+    Source(String, #[source] io::Error),
+    #[error("{what} of {image} is not valid: {why}")]
+    Invalid { image: String, what: &'static str, why: String },
+    #[error("{what} {digest} does not have this digest")]
+    DigestMismatch { what: &'static str, digest: Digest },
+    #[error("{what} {digest} is not {expected} bytes long")]
+    SizeMismatch { what: &'static str, digest: Digest, expected: u64 },
+    #[error("layer {digest} unpacks to something else than the image says (diff id {expected})")]
+    DiffIdMismatch { digest: Digest, expected: Digest },
+    #[error("layer {digest} is refused")]
+    Layer {
+        digest: Digest,
+        #[source]
+        source: LayerError,
+    },
+    #[error("{image} is not available for linux/{architecture}")]
+    NoPlatform { image: String, architecture: String },
+    #[error("{0} is not there")]
+    NotFound(String),
+    #[error("registry {registry} refuses access to {repository}; run: podman login {registry}")]
+    Denied { registry: String, repository: String },
+    #[error("registry {registry} cannot be reached")]
+    Unreachable {
+        registry: String,
+        #[source]
+        source: Box<http::HttpError>,
+    },
+    #[error("registry {registry} answered {status} to {what}")]
+    Answer { registry: String, status: u16, what: String },
+    #[error("the login data in {}", .0.display())]
+    Auth(PathBuf, #[source] io::Error),
+    #[error("{image} is in use by a session")]
+    InUse { image: String },
+    #[error("{program} is not installed; run: apt-get install mmdebstrap")]
+    NoBootstrap { program: &'static str },
+    #[error("mmdebstrap failed: {0}")]
+    Bootstrap(String),
+}
+
+/// Hears how a pull goes on. Called from several threads.
+pub trait Progress: Sync {
+    /// A step, as one line of text.
+    fn line(&self, line: &str);
+    /// A layer of this many bytes is going to be downloaded.
+    fn start(&self, _layer: &Digest, _bytes: u64) {}
+    /// More of it has arrived.
+    fn advance(&self, _layer: &Digest, _bytes: u64) {}
+    /// It is complete, or was there already.
+    fn finish(&self, _layer: &Digest) {}
+}
+
+/// Says nothing.
+pub struct Silent;
+
+impl Progress for Silent {
+    fn line(&self, _line: &str) {}
+}

@@ -1,223 +1,356 @@
-//! The network of each session: a namespace, a routed point-to-point veth pair, and rules that let it reach the outside
-//! and nothing else.
+//! A session's way to the network and nobody's way to the session: namespace, veth pair, addresses, nftables, DNS.
 //!
 //! ```text
-//! container                          host
-//!   eth0  10.x.y.z/32  ───veth───  ps<tag><id>  gateway/32 peer 10.x.y.z/32  ── forward, masquerade ──▶ outside
-//!   default via gateway                          gateway:53 is our DNS forwarder
+//!   session's namespace            host                                    world
+//!   eth0 address/32  ───veth───  ps<tag><id> gateway/32 ── nft ── masquerade ──▶
+//!   default via gateway              gateway:53  DNS forwarder ──▶ host's resolvers
 //! ```
 //!
-//! No bridge: there is no neighbour to spoof, and the cost of a session does not grow with the number of others. One nft
-//! table per instance is loaded when the server starts; a session is two set elements in it, added and removed in one
-//! netlink transaction. The veth pair lives and dies with the namespace, and that with the container's processes.
+//! Owns: network namespaces and veth pairs of sessions, the table `inet podspawn-<tag>`, the choice of the pool. Leaves
+//! to others: who gets which slot of the pool, and `net.ipv4.ip_forward` once it is on.
+//!
+//! Invariant: a veth is only ever up while the table exists and drops whatever its session may not send. Therefore
+//! rules come before the link and leave after it, and they stay in the kernel when the supervisor dies.
+//!
+//! All sessions share one gateway address, which every host end carries; a route to each session's address leads into
+//! its veth. There is no bridge, hence no neighbour to spoof, no limit of 1,023 ports and nothing that floods.
+//!
+//! Two instances on one host have different tables (by tag) and different pools ([`pick_pool`]): a pool is written into
+//! the table's comment, where the next instance that looks for one sees it.
 
 pub mod dns;
-mod elements;
 mod link;
-mod pool;
-mod rules;
+mod netlink;
+mod nft;
+mod subnet;
+#[cfg(test)]
+mod tests;
 
 use std::{
-    fs, io,
-    net::Ipv4Addr,
+    fs::{self, File},
+    io,
+    net::{Ipv4Addr, SocketAddrV4},
     os::fd::{AsFd, OwnedFd},
+    sync::{Mutex, PoisonError},
     thread,
+    time::{Duration, Instant},
 };
 
-use nix::sched::{CloneFlags, unshare};
-
-pub use self::pool::Pool;
-use crate::{
-    config::Egress,
-    names::{InstanceTag, SessionId},
+use nix::{
+    errno::Errno,
+    sched::{CloneFlags, unshare},
 };
 
-/// What the instance's network is to be.
+pub use self::subnet::{Subnet, pick_pool};
+use self::{
+    link::Links,
+    nft::{Nft, Policy},
+};
+use crate::names::{InstanceTag, SessionId};
+
+/// How long the kernel may take until a new link carries packets; it takes less than a millisecond.
+const START_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why a session could not be connected or disconnected.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    #[error("the program nft is not installed (package nftables)")]
+    NoNft,
+    #[error("cannot run nft")]
+    RunNft { source: io::Error },
+    #[error("nft refused the rules: {reason}")]
+    Nft { reason: String },
+    #[error("cannot open a netlink socket")]
+    Socket { source: io::Error },
+    #[error("cannot {what}")]
+    Netlink { what: String, source: Errno },
+    #[error("cannot write {path}")]
+    Sysctl { path: &'static str, source: io::Error },
+    #[error("cannot make a network namespace")]
+    Namespace { source: io::Error },
+    #[error("cannot serve DNS to sessions on {address}")]
+    Dns { address: SocketAddrV4, source: io::Error },
+    #[error("network.pool {pool} has no room for sessions: its prefix must be 8 to 30 bits")]
+    PoolSize { pool: Subnet },
+    #[error("network.pool {pool} overlaps {other}; choose a network that this host does not use")]
+    PoolTaken { pool: Subnet, other: String },
+    #[error("every private network is in use on this host; set network.pool")]
+    NoFreePool,
+    #[error("session {session} has the address {address}, which is outside of network.pool {pool}")]
+    StrayLease { session: SessionId, address: Ipv4Addr, pool: Subnet },
+}
+
+/// Where sessions may connect to. None of these ever includes the host itself, other sessions or link-local addresses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Egress {
+    /// Everything but private addresses.
+    Public,
+    /// Nowhere, and no DNS either.
+    None,
+    /// Everything.
+    Open,
+    /// These networks only, and DNS.
+    Only(Vec<Subnet>),
+}
+
+/// What an instance's network is made from.
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub tag: InstanceTag,
-    pub pool: Pool,
+    /// `None`: while sessions of the last supervisor live, its pool, else chosen by [`pick_pool`].
+    pub pool: Option<Subnet>,
     pub egress: Egress,
 }
 
-/// A session's address.
+/// The address that a session has, and under whose name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {
     pub session: SessionId,
     pub address: Ipv4Addr,
 }
 
-/// Why a network could not be made or removed.
-#[derive(Debug, thiserror::Error)]
-pub enum NetworkError {
-    #[error("nft is not installed; run: apt-get install nftables")]
-    NftMissing,
-    #[error("cannot run nft")]
-    NftRun(#[source] io::Error),
-    #[error("nft refuses the rules: {0}")]
-    Nft(String),
-    #[error("cannot change the set {set} of table {table}")]
-    Elements { table: String, set: &'static str, source: io::Error },
-    #[error("cannot {what} of {name}")]
-    Link { what: &'static str, name: String, source: io::Error },
-    #[error("cannot make a network namespace")]
-    Namespace(#[source] io::Error),
-    #[error("cannot set {0}")]
-    Sysctl(&'static str, #[source] io::Error),
-    #[error("the network {0} (network.pool) overlaps {1}, which the host routes elsewhere")]
-    PoolTaken(Pool, String),
-    #[error("no network is free for sessions; set network.pool")]
-    NoPool,
-    #[error("cannot serve DNS on {0}:53")]
-    Dns(Ipv4Addr, #[source] io::Error),
+/// A session's network namespace, connected. The namespace and both ends of its veth pair go when the last process in
+/// it is gone and this descriptor is closed.
+#[derive(Debug)]
+pub struct Segment {
+    pub netns: OwnedFd,
 }
 
 /// The network of one instance.
 pub struct Network {
-    settings: Settings,
-    elements: elements::Elements,
-    links: link::Links,
-}
-
-/// A session's network, ready for its container.
-#[derive(Debug)]
-pub struct Segment {
-    /// The namespace, owned by the initial user namespace: the container's root has no rights over it.
-    pub netns: OwnedFd,
+    tag: InstanceTag,
+    pool: Subnet,
+    gateway: Ipv4Addr,
+    links: Mutex<Links>,
+    nft: Mutex<Nft>,
 }
 
 impl Network {
-    /// Chooses the instance's pool: the configured one, or one that nothing on this host uses. Comes with the DNS sockets
-    /// on its gateway, which also keep other instances from choosing the same.
-    pub fn choose_pool(
-        tag: &InstanceTag,
-        configured: Option<(Ipv4Addr, u8)>,
-        remembered: Option<Pool>,
-    ) -> Result<(Pool, dns::Sockets), NetworkError> {
-        pool::choose(tag, configured, remembered)
+    /// Makes the instance's table, with the leases in `live`, or replaces it in one transaction. Removes the veth pairs
+    /// of sessions that are not in `live`.
+    ///
+    /// Turns `net.ipv4.ip_forward` on, and logs it, where it is off; it stays on, since other software may rely on it
+    /// by the time we leave. Works in the network namespace that the calling thread is in.
+    ///
+    /// # Errors
+    /// [`NetworkError::NoNft`], [`NetworkError::PoolTaken`] if the configured pool overlaps one of the host's networks
+    /// or another instance's pool, [`NetworkError::StrayLease`] if the pool was changed under live sessions.
+    pub fn open(settings: &Settings, live: &[Lease]) -> Result<Self, NetworkError> {
+        nft::program()?;
+        let mut links = Links::open()?;
+        let mut nft = Nft::open(&settings.tag)?;
+        let (pool, gateway) = loop {
+            let pool = find_pool(settings, live, &mut links, &mut nft)?;
+            let gateway = pool.host(1).ok_or(NetworkError::PoolSize { pool })?;
+            if let Some(lease) = live.iter().find(|lease| !pool.contains(lease.address)) {
+                return Err(NetworkError::StrayLease { session: lease.session.clone(), address: lease.address, pool });
+            }
+            enable_forwarding()?;
+            sweep(&settings.tag, live, &mut links)?;
+            let policy = Policy { tag: &settings.tag, pool, gateway, egress: &settings.egress };
+            Nft::install(&policy.script(live))?;
+            // Two instances that start at once may have chosen the same pool, neither seeing the other's table. Now
+            // both do, and the younger one steps back. With a configured pool the next round of the loop says so.
+            if !live.is_empty() || !younger_than_a_rival(&settings.tag, pool, &mut nft)? {
+                break (pool, gateway);
+            }
+            nft.remove_table()?;
+        };
+        Ok(Self { tag: settings.tag.clone(), pool, gateway, links: Mutex::new(links), nft: Mutex::new(nft) })
     }
 
-    /// Loads the instance's rules, with the leases of sessions that live already, in one transaction. Switches on IPv4
-    /// forwarding if it is off.
-    pub fn open(settings: Settings, live: &[Lease]) -> Result<Self, NetworkError> {
-        rules::load(&settings, live)?;
-        let forward = "/proc/sys/net/ipv4/ip_forward";
-        let on = fs::read_to_string(forward).map_err(|error| NetworkError::Sysctl("net.ipv4.ip_forward", error))?;
-        if on.trim() == "0" {
-            fs::write(forward, "1").map_err(|error| NetworkError::Sysctl("net.ipv4.ip_forward", error))?;
-            tracing::info!("switched on IPv4 forwarding (net.ipv4.ip_forward)");
-        }
-        let links = link::Links::open().map_err(|source| NetworkError::Link {
-            what: "open a netlink socket for links",
-            name: "the host".to_owned(),
-            source,
-        })?;
-        let elements = elements::Elements::open(&settings.tag)?;
-        Ok(Self { settings, elements, links })
-    }
-
+    /// The sessions' default router and name server.
     pub fn gateway(&self) -> Ipv4Addr {
-        self.settings.pool.gateway()
+        self.gateway
     }
 
-    /// The address of the session with this slot; `None` beyond the end of the pool.
+    /// The network that all addresses are from.
+    pub fn pool(&self) -> Subnet {
+        self.pool
+    }
+
+    /// The address of a slot; `None` if the pool has no such slot.
     pub fn address(&self, slot: u32) -> Option<Ipv4Addr> {
-        self.settings.pool.address(slot)
+        self.pool.host(slot.checked_add(2)?)
     }
 
-    /// Makes the session's network; nothing is left after a failure.
+    /// Makes a network namespace that is connected as `lease` says. Nobody else may have the lease's address.
+    ///
+    /// # Errors
+    /// [`NetworkError::Namespace`], [`NetworkError::Sysctl`] or [`NetworkError::Netlink`]. Either way nothing is left
+    /// behind.
     pub fn create(&self, lease: &Lease) -> Result<Segment, NetworkError> {
-        let name = self.settings.tag.veth_name(&lease.session);
-        let (netns, inside) = new_namespace()?;
-        // Before the pair can carry a packet.
-        self.elements.add(&name, lease.address)?;
-        let made = self.connect(&name, lease, &netns, &inside);
-        if let Err(error) = made {
-            // The first error is the one to tell; the pair goes with the namespace.
-            let _ = self.destroy(lease);
-            return Err(error);
+        let (netns, mut inside) = new_namespace()?;
+        let created = self.connect(lease, &netns, &mut inside);
+        if created.is_err() {
+            // The veth pair, if it came to that, goes with the namespace, whose last references are dropped here.
+            if let Err(error) = self.destroy(lease) {
+                tracing::warn!(session = %lease.session, %error, "undoing a failed network");
+            }
         }
-        Ok(Segment { netns })
+        created.map(|()| Segment { netns })
     }
 
-    fn connect(
-        &self,
-        name: &str,
-        lease: &Lease,
-        netns: &OwnedFd,
-        inside: &link::Links,
-    ) -> Result<(), NetworkError> {
-        let failed = |what| move |source| NetworkError::Link { what, name: name.to_owned(), source };
-        let gateway = self.gateway();
-        self.links.add_veth(name, "eth0", netns.as_fd()).map_err(failed("make the veth pair"))?;
-        let outer = self.links.index(name).map_err(failed("find the host's end"))?;
-        self.links.add_address(outer, gateway, lease.address).map_err(failed("set the address"))?;
-        self.links.set_up(outer).map_err(failed("switch on the host's end"))?;
-        let inner = inside.index("eth0").map_err(failed("find the container's end"))?;
-        inside.set_up(link::LOOPBACK).map_err(failed("switch on the loopback device"))?;
-        inside.add_address(inner, lease.address, lease.address).map_err(failed("set the inner address"))?;
-        inside.set_up(inner).map_err(failed("switch on the container's end"))?;
-        inside.add_link_route(inner, gateway).map_err(failed("add the route to the gateway"))?;
-        inside.add_default_route(inner, gateway).map_err(failed("add the default route"))
+    fn connect(&self, lease: &Lease, netns: &OwnedFd, inside: &mut Links) -> Result<(), NetworkError> {
+        let veth = self.tag.veth_name(&lease.session);
+        // First the rules, so that the link is not up for a moment without them.
+        self.nft().add(lease)?;
+        let mut links = self.links();
+        links.add_veth(&veth, netns.as_fd(), lease.address)?;
+        links.start_outside(&veth, self.gateway, lease.address)?;
+        drop(links);
+        inside.start_inside(self.gateway, lease.address)?;
+        // Without this the answer to the session's first packet may be lost, and the first connection take a second.
+        let deadline = Instant::now() + START_TIMEOUT;
+        while !self.links().is_running(&veth)? {
+            if Instant::now() > deadline {
+                return Err(NetworkError::Netlink { what: format!("start veth {veth}"), source: Errno::ETIMEDOUT });
+            }
+            thread::sleep(Duration::from_micros(200));
+        }
+        Ok(())
     }
 
-    /// Removes the session's rules. The veth pair goes with the namespace, when the last process in it has ended.
+    /// Frees the lease: its address may be given to another session, and what still runs in the namespace is cut off.
+    /// None of it being there is fine.
+    ///
+    /// # Errors
+    /// [`NetworkError::Netlink`], after everything has been tried.
     pub fn destroy(&self, lease: &Lease) -> Result<(), NetworkError> {
-        self.elements.remove(&self.settings.tag.veth_name(&lease.session), lease.address)
+        let ruled_out = self.nft().remove(lease);
+        let unlinked = self.links().stop_outside(&self.tag.veth_name(&lease.session), self.gateway, lease.address);
+        ruled_out.and(unlinked)
     }
 
-    /// Removes the instance's rules; they may be gone already.
+    /// Removes the table. For when no session is left; a veth pair that is still there is removed first.
     pub fn close(&self) -> Result<(), NetworkError> {
-        rules::unload(&self.settings.tag)
+        sweep(&self.tag, &[], &mut self.links())?;
+        self.nft().remove_table()
     }
 
-    /// Names of veth devices, the nft table and its elements that belong to the instance.
+    /// What the kernel has of the instance `tag`, one line per object, each with its session's id where it has one.
     pub fn listing(tag: &InstanceTag) -> Result<Vec<String>, NetworkError> {
-        let failed = |source| NetworkError::Link { what: "list the links", name: "the host".to_owned(), source };
-        let prefix = format!("ps{}", tag.as_str());
-        let mut found = link::Links::open().and_then(|links| links.names()).map_err(failed)?;
-        found.retain(|name| name.starts_with(&prefix));
-        found.extend(rules::listing(tag)?);
-        Ok(found)
+        let mut nft = Nft::open(tag)?;
+        let mut lines: Vec<_> =
+            veths(tag, &mut Links::open()?)?.into_iter().map(|name| format!("veth {name}")).collect();
+        lines.extend(own_table(tag, &mut nft)?.map(|table| format!("nft table inet {}", table.name)));
+        let leases = nft.leases()?.into_iter();
+        lines.extend(leases.map(|(veth, address)| format!("nft lease {veth} {address} in {}", tag.object_name())));
+        Ok(lines)
+    }
+
+    /// A panic while the lock was held leaves a socket with unread answers at worst, which the next call skips.
+    fn links(&self) -> std::sync::MutexGuard<'_, Links> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn nft(&self) -> std::sync::MutexGuard<'_, Nft> {
+        self.nft.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Makes a namespace and a netlink socket in it, on a thread that ends in there and is never used for anything else.
-fn new_namespace() -> Result<(OwnedFd, link::Links), NetworkError> {
-    let make = || {
-        unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| NetworkError::Namespace(errno.into()))?;
-        let netns = fs::File::open("/proc/thread-self/ns/net").map_err(NetworkError::Namespace)?;
-        // The container's root has no capability in this namespace, so what it expects of root and of ping is allowed to all.
-        for (name, value) in
-            [("net/ipv4/ip_unprivileged_port_start", "0"), ("net/ipv4/ping_group_range", "0 2147483647")]
-        {
-            fs::write(format!("/proc/sys/{name}"), value).map_err(|error| NetworkError::Sysctl(name, error))?;
-        }
-        // No IPv6 on what comes into the namespace; loopback is there already and keeps ::1. Of these switches `default` is
-        // the one that does not take the kernel's lock on all networks. A kernel without IPv6 has none.
-        let no_ipv6 = "net/ipv6/conf/default/disable_ipv6";
-        match fs::write(format!("/proc/sys/{no_ipv6}"), "1") {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(NetworkError::Sysctl(no_ipv6, error)),
-            _ => {}
-        }
-        let links = link::Links::open().map_err(NetworkError::Namespace)?;
-        Ok((netns.into(), links))
-    };
-    match thread::Builder::new().name("netns".to_owned()).spawn(make) {
-        Err(error) => Err(NetworkError::Namespace(error)),
-        Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-    }
-}
-
-/// `/etc/hosts` of a container.
+/// The contents of a session's `/etc/hosts`.
 pub fn hosts_file(hostname: &str, address: Ipv4Addr) -> String {
     format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{address}\t{hostname}\n")
 }
 
-/// `/etc/resolv.conf` of a container: our forwarder on the gateway.
+/// The contents of a session's `/etc/resolv.conf`.
 pub fn resolv_conf(gateway: Ipv4Addr) -> String {
-    format!("nameserver {gateway}\noptions timeout:3 attempts:3\n")
+    format!("nameserver {gateway}\n")
 }
 
-#[cfg(test)]
-mod tests;
+/// The pool to use: the configured one if it is free, the one that live sessions are in, or a new one.
+fn find_pool(settings: &Settings, live: &[Lease], links: &mut Links, nft: &mut Nft) -> Result<Subnet, NetworkError> {
+    let mut taken: Vec<(Subnet, String)> = Vec::new();
+    let (mut own, own_table) = (None, settings.tag.object_name());
+    for table in nft.tables()? {
+        match table.pool {
+            Some(pool) if table.name == own_table => own = Some(pool),
+            Some(pool) => taken.push((pool, format!("{pool} of another podspawn (nft table {})", table.name))),
+            None => {}
+        }
+    }
+    let interfaces = links.list()?;
+    for route in links.routes()? {
+        let oif = interfaces.iter().find(|link| Some(link.index) == route.oif).map_or("", |link| &link.name);
+        if !oif.starts_with(&veth_prefix(&settings.tag)) {
+            taken.push((route.destination, format!("this host's route to {} {oif}", route.destination)));
+        }
+    }
+    let occupant = |pool: &Subnet| taken.iter().find(|(other, _)| other.overlaps(pool)).map(|(_, what)| what.clone());
+    if let Some(pool) = settings.pool {
+        if !(8..=30).contains(&pool.prefix()) {
+            return Err(NetworkError::PoolSize { pool });
+        }
+        return occupant(&pool).map_or(Ok(pool), |other| Err(NetworkError::PoolTaken { pool, other }));
+    }
+    // Sessions that outlived the last supervisor have addresses of its pool.
+    if let Some(pool) = own.filter(|_| !live.is_empty()) {
+        return Ok(pool);
+    }
+    let taken: Vec<_> = taken.iter().map(|(subnet, _)| *subnet).collect();
+    pick_pool(&settings.tag, &taken).ok_or(NetworkError::NoFreePool)
+}
+
+fn own_table(tag: &InstanceTag, nft: &mut Nft) -> Result<Option<nft::Table>, NetworkError> {
+    let name = tag.object_name();
+    Ok(nft.tables()?.into_iter().find(|table| table.name == name))
+}
+
+/// Whether another instance's table has an overlapping pool and was made before ours.
+fn younger_than_a_rival(tag: &InstanceTag, pool: Subnet, nft: &mut Nft) -> Result<bool, NetworkError> {
+    let name = tag.object_name();
+    let tables = nft.tables()?;
+    let own = tables.iter().find(|table| table.name == name).map_or(u64::MAX, |table| table.handle);
+    let mut rivals = tables.iter().filter(|table| table.name != name && table.pool.is_some_and(|p| p.overlaps(&pool)));
+    Ok(rivals.any(|table| table.handle < own))
+}
+
+fn veth_prefix(tag: &InstanceTag) -> String {
+    format!("ps{}", tag.as_str())
+}
+
+fn veths(tag: &InstanceTag, links: &mut Links) -> Result<Vec<String>, NetworkError> {
+    let prefix = veth_prefix(tag);
+    Ok(links.list()?.into_iter().map(|link| link.name).filter(|name| name.starts_with(&prefix)).collect())
+}
+
+/// Deletes the veth pairs of sessions that are not in `live`: their namespaces may be kept alive by processes that only
+/// the driver can find and kill. Tries all, and returns the first failure.
+fn sweep(tag: &InstanceTag, live: &[Lease], links: &mut Links) -> Result<(), NetworkError> {
+    let wanted: Vec<_> = live.iter().map(|lease| tag.veth_name(&lease.session)).collect();
+    let stale = veths(tag, links)?.into_iter().filter(|name| !wanted.contains(name));
+    stale.map(|name| links.delete(&name)).fold(Ok(()), Result::and)
+}
+
+fn enable_forwarding() -> Result<(), NetworkError> {
+    const PATH: &str = "/proc/sys/net/ipv4/ip_forward";
+    let failed = |source| NetworkError::Sysctl { path: PATH, source };
+    if fs::read_to_string(PATH).map_err(failed)?.trim() == "0" {
+        write_sysctl(PATH, "1")?;
+        tracing::warn!("turned net.ipv4.ip_forward on, which sessions need to reach the network; it stays on");
+    }
+    Ok(())
+}
+
+fn write_sysctl(path: &'static str, value: &str) -> Result<(), NetworkError> {
+    fs::write(path, value).map_err(|source| NetworkError::Sysctl { path, source })
+}
+
+/// Makes a network namespace with the sysctls that sessions expect, and a netlink socket inside it.
+///
+/// Done by a thread that ends afterwards: there is no way back that cannot fail, and a thread in the wrong namespace
+/// must never serve anybody else.
+fn new_namespace() -> Result<(OwnedFd, Links), NetworkError> {
+    let failed = |source| NetworkError::Namespace { source };
+    let make = move || {
+        unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| failed(errno.into()))?;
+        // Container root has no CAP_NET_BIND_SERVICE over a namespace of the host's, nor anybody CAP_NET_RAW for ping.
+        write_sysctl("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0")?;
+        write_sysctl("/proc/sys/net/ipv4/ping_group_range", "0 2147483647")?;
+        let netns = File::open("/proc/thread-self/ns/net").map_err(failed)?;
+        Ok((netns.into(), Links::open()?))
+    };
+    let maker = thread::Builder::new().name("netns".into()).spawn(make).map_err(failed)?;
+    maker.join().map_err(|_| failed(io::Error::other("the thread that makes it panicked")))?
+}

@@ -1,173 +1,590 @@
-//! Against the real kernel: two sessions' namespaces, and a namespace that plays the internet.
+//! The network for real: a namespace plays the host, another one the internet behind it. Judged by `ip`, `nft` and what
+//! arrives at sockets.
 
-use std::process::{Command, Output, Stdio};
+use std::{
+    io::{self, Read, Write},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
 
-use nix::sched::setns;
+use nix::sched::{CloneFlags, setns, unshare};
 
-use super::*;
+use super::{dns::Forwarder, dns::Upstreams, *};
 
-/// An instance's network on this host, and a veth pair to a namespace with a public address.
-struct World {
-    tag: InstanceTag,
-    network: Network,
-    gateway: Ipv4Addr,
-    sockets: Option<dns::Sockets>,
+/// Addresses of the internet: public, private, metadata.
+const PUBLIC: &str = "198.51.100.2";
+const PRIVATE: &str = "10.9.9.9";
+const METADATA: &str = "169.254.169.254";
+/// The host's own address towards the internet.
+const HOST: &str = "198.51.100.1";
+
+fn tag(name: &str) -> InstanceTag {
+    InstanceTag::of_root(std::path::Path::new(name))
 }
 
-impl World {
-    fn new(name: &str, egress: Egress) -> Self {
-        let tag = InstanceTag::of_root(&std::path::Path::new("/test/network").join(name));
-        let (pool, sockets) = Network::choose_pool(&tag, None, None).unwrap();
-        let network = Network::open(Settings { tag: tag.clone(), pool, egress }, &[]).unwrap();
-        Self { tag, gateway: network.gateway(), network, sockets: Some(sockets) }
-    }
-
-    fn lease(&self, slot: u32) -> Lease {
-        Lease { session: SessionId::from_bits(u64::from(slot)), address: self.network.address(slot).unwrap() }
-    }
+fn sh(script: &str) -> String {
+    let output = Command::new("sh").args(["-ec", script]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{script}: {text}{}", String::from_utf8_lossy(&output.stderr));
+    text
 }
 
-impl Drop for World {
-    fn drop(&mut self) {
-        self.network.close().unwrap();
-        let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
-        loop {
-            let left = Network::listing(&self.tag).unwrap();
-            if left.is_empty() {
-                break;
-            }
-            // The kernel removes devices of a dead namespace in the background.
-            assert!(std::time::Instant::now() < end || thread::panicking(), "left behind: {left:?}");
-            thread::sleep(std::time::Duration::from_millis(20));
-        }
-    }
-}
-
-/// Runs a shell script in the namespace.
-fn inside(netns: &OwnedFd, script: &str) -> Output {
+/// Runs `work` in the network namespace `netns`, on a thread of its own.
+fn inside<T: Send>(netns: &OwnedFd, work: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| {
-        let run = || {
-            setns(netns, CloneFlags::CLONE_NEWNET).unwrap();
-            Command::new("sh").args(["-c", script]).stdin(Stdio::null()).output().unwrap()
-        };
-        scope.spawn(run).join().unwrap()
+        let thread = scope.spawn(|| {
+            setns(netns.as_fd(), CloneFlags::CLONE_NEWNET).unwrap();
+            work()
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
 
-fn text(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
-
-/// Whether a TCP connection can be made; a refusal by the other end counts, a silent drop does not.
-fn reaches(netns: &OwnedFd, address: impl fmt::Display, port: u16) -> bool {
-    let python = format!(
-        "import socket\ns=socket.socket(); s.settimeout(0.7)\ntry:\n s.connect(('{address}',{port})); print('yes')\n\
-         except ConnectionRefusedError: print('yes')\nexcept OSError as e: print('no', e)"
-    );
-    let output = text(&inside(netns, &format!("python3 -c \"{python}\"")));
-    assert!(output.starts_with("yes") || output.starts_with("no"), "{output}");
-    output.starts_with("yes")
-}
-
-use std::fmt;
-
-#[test]
-fn a_session_reaches_neither_the_host_nor_another_session() {
-    let world = World::new("isolation", Egress::Open);
-    let (a, b) = (world.lease(0), world.lease(1));
-    let (ns_a, ns_b) = (world.network.create(&a).unwrap().netns, world.network.create(&b).unwrap().netns);
-    let host = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
-    let port = host.local_addr().unwrap().port();
-
-    let own = text(&inside(&ns_a, "ip -4 -o addr show eth0; ip -4 route; ip -6 -o addr show eth0"));
-    assert!(own.contains(&a.address.to_string()) && own.contains("default via"), "{own}");
-    assert!(!own.contains("inet6"), "{own}");
-    assert!(reaches(&ns_a, a.address, 9), "its own address");
-    assert!(!reaches(&ns_a, b.address, 9), "another session");
-    assert!(!reaches(&ns_a, world.gateway, port), "the host by its gateway address");
-    assert!(!reaches(&ns_a, "169.254.169.254", 80), "cloud metadata");
-    let addresses = text(&Command::new("hostname").arg("-I").output().unwrap());
-    for address in addresses.split_whitespace().filter(|address| address.contains('.')) {
-        assert!(!reaches(&ns_a, address, port), "the host by {address}");
+fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what}");
+        thread::sleep(Duration::from_millis(5));
     }
-    drop((ns_a, ns_b));
-    world.network.destroy(&a).unwrap();
-    world.network.destroy(&b).unwrap();
-    world.network.destroy(&b).expect("removing twice is fine");
+}
+
+/// A TCP server on all addresses of the caller's namespace that tells each client its own address, for the test's life.
+fn greeter(port: u16) -> Arc<AtomicUsize> {
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap();
+    let greeted = Arc::new(AtomicUsize::new(0));
+    let count = greeted.clone();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            count.fetch_add(1, Ordering::SeqCst);
+            let peer = stream.peer_addr().unwrap().ip();
+            // The client may have gone again.
+            let _ = write!(stream, "{peer}");
+        }
+    });
+    greeted
+}
+
+/// What the greeter at `to` says, or why it cannot be reached.
+fn greeting(to: &str, port: u16) -> io::Result<String> {
+    let mut stream =
+        TcpStream::connect_timeout(&SocketAddr::new(to.parse().unwrap(), port), Duration::from_millis(400))?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// That `to` is refused, rather than silent.
+fn refused(to: &str, port: u16) {
+    let error = greeting(to, port).expect_err(to);
+    assert_eq!(error.raw_os_error(), Some(libc::ECONNREFUSED), "{to}: {error}");
+}
+
+/// A host with one network card and the internet behind it. The test runs on the host.
+struct World {
+    internet: OwnedFd,
+}
+
+impl World {
+    /// Runs `test` on a fresh host.
+    fn with(test: impl FnOnce(&World) + Send) {
+        thread::scope(|scope| {
+            let host = scope.spawn(|| {
+                unshare(CloneFlags::CLONE_NEWNET).unwrap();
+                let (internet, _links) = new_namespace().unwrap();
+                let path = format!("/proc/{}/fd/{}", std::process::id(), internet.as_raw_fd());
+                // The stricter of the settings that are found on hosts.
+                sh("echo 1 > /proc/sys/net/ipv4/conf/all/rp_filter");
+                sh(&format!(
+                    "ip link set lo up
+                     ip link add up0 type veth peer name net0 netns {path}
+                     ip addr add {HOST}/24 dev up0; ip link set up0 up
+                     ip route add default via {PUBLIC}"
+                ));
+                inside(&internet, || {
+                    sh(&format!(
+                        "ip link set lo up; ip addr add {PUBLIC}/24 dev net0; ip link set net0 up
+                         ip addr add {PRIVATE}/32 dev lo; ip addr add {METADATA}/32 dev lo
+                         ip route add 10.128.0.0/9 via {HOST}"
+                    ));
+                    greeter(80);
+                });
+                test(&World { internet });
+            });
+            host.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        });
+    }
+}
+
+fn settings(name: &str, egress: Egress) -> Settings {
+    Settings { tag: tag(name), pool: None, egress }
+}
+
+fn lease(network: &Network, slot: u32) -> Lease {
+    let session = SessionId::from_bits(0x1234_5678 + u64::from(slot) * 0x1_0000_0001);
+    Lease { session, address: network.address(slot).unwrap() }
+}
+
+/// A session in slot `slot`, with a greeter of its own on port 7000.
+fn session(network: &Network, slot: u32) -> (Lease, OwnedFd) {
+    let lease = lease(network, slot);
+    let netns = network.create(&lease).unwrap().netns;
+    inside(&netns, || greeter(7000));
+    (lease, netns)
+}
+
+fn assert_nothing_left(tag: &InstanceTag) {
+    eventually("veth pairs go with their namespaces", || !sh("ip -j link").contains(&veth_prefix(tag)));
+    assert!(!sh("nft list tables").contains(&tag.object_name()));
+    assert_eq!(Network::listing(tag).unwrap(), Vec::<String>::new());
 }
 
 #[test]
-fn a_false_source_address_goes_nowhere() {
-    let mut world = World::new("spoof", Egress::Open);
-    let a = world.lease(0);
-    let netns = world.network.create(&a).unwrap().netns;
-    let sockets = world.sockets.take().unwrap();
-    sockets.udp.set_nonblocking(false).unwrap();
-    sockets.udp.set_read_timeout(Some(std::time::Duration::from_millis(700))).unwrap();
-    let send = |source: &str| {
-        let python = format!(
-            "import socket\ns=socket.socket(socket.AF_INET,socket.SOCK_DGRAM); s.bind(('{source}',0)); \
-             s.sendto(b'hello',('{}',53))",
-            world.gateway
+fn a_session_reaches_the_internet_and_nothing_else() {
+    World::with(|world| {
+        let network = Network::open(&settings("/public", Egress::Public), &[]).unwrap();
+        assert_eq!(sh("cat /proc/sys/net/ipv4/ip_forward"), "1\n");
+        greeter(8080);
+        let (ada, ada_netns) = session(&network, 0);
+        let (bob, bob_netns) = session(&network, 1);
+        let (ada_ip, bob_ip) = (ada.address.to_string(), bob.address.to_string());
+        let gateway = network.gateway().to_string();
+
+        inside(&ada_netns, || {
+            assert_eq!(greeting(PUBLIC, 80).unwrap(), HOST, "behind the host's address");
+            assert_eq!(greeting("127.0.0.1", 7000).unwrap(), "127.0.0.1");
+            assert_eq!(greeting(&ada_ip, 7000).unwrap(), ada_ip);
+            for (to, port) in [(PRIVATE, 80), (METADATA, 80), (bob_ip.as_str(), 7000), (&gateway, 8080), (HOST, 8080)] {
+                refused(to, port);
+            }
+            let ping = |to: &str| Command::new("busybox").args(["ping", "-c1", "-W1", to]).output().unwrap().status;
+            assert!(ping(PUBLIC).success());
+            for to in [bob_ip.as_str(), HOST, &gateway, METADATA] {
+                assert!(!ping(to).success(), "{to}");
+            }
+            let links: serde_json::Value = serde_json::from_str(&sh("ip -j addr show dev eth0")).unwrap();
+            assert_eq!(links[0]["addr_info"].as_array().unwrap().len(), 1, "no IPv6: {links}");
+            let neighbours = sh("ip neigh");
+            assert!(neighbours.lines().all(|line| line.trim_end().ends_with("PERMANENT")), "{neighbours}");
+            assert_eq!(
+                sh("cd /proc/sys/net/ipv4; cat ping_group_range ip_unprivileged_port_start"),
+                "0\t2147483647\n0\n"
+            );
+        });
+        // Nobody can open a connection to a session: not its neighbour, the internet, or the host.
+        assert!(inside(&bob_netns, || greeting(&ada_ip, 7000)).is_err());
+        assert!(inside(&world.internet, || greeting(&ada_ip, 7000)).is_err());
+        assert!(greeting(&ada_ip, 7000).is_err());
+        // The things that were refused exist.
+        assert_eq!(inside(&world.internet, || greeting(HOST, 8080)).unwrap(), PUBLIC);
+        assert_eq!(inside(&world.internet, || greeting(METADATA, 80)).unwrap(), METADATA);
+
+        network.destroy(&ada).unwrap();
+        inside(&ada_netns, || assert!(greeting(PUBLIC, 80).is_err(), "cut off though the namespace lives"));
+        inside(&bob_netns, || assert_eq!(greeting(PUBLIC, 80).unwrap(), HOST));
+        network.destroy(&bob).unwrap();
+        network.destroy(&bob).unwrap();
+        network.close().unwrap();
+        network.close().unwrap();
+        assert_nothing_left(&tag("/public"));
+    });
+}
+
+#[test]
+fn egress_is_what_the_administrator_says() {
+    World::with(|_| {
+        // In the name server's place.
+        greeter(53);
+        let cases = [
+            (Egress::Public, true, false),
+            (Egress::Open, true, true),
+            (Egress::None, false, false),
+            (Egress::Only(vec!["10.9.0.0/16".parse().unwrap(), "10.0.0.0/8".parse().unwrap()]), false, true),
+            (Egress::Only(vec![]), false, false),
+            (Egress::Only(vec!["0.0.0.0/0".parse().unwrap()]), true, true),
+        ];
+        for (egress, public, private) in cases {
+            let network = Network::open(&settings("/egress", egress.clone()), &[]).unwrap();
+            let (ada, ada_netns) = session(&network, 0);
+            let (bob, _bob_netns) = session(&network, 1);
+            inside(&ada_netns, || {
+                assert_eq!(greeting(PUBLIC, 80).is_ok(), public, "{egress:?}");
+                assert_eq!(greeting(PRIVATE, 80).is_ok(), private, "{egress:?}");
+                refused(METADATA, 80);
+                assert_eq!(greeting(&network.gateway().to_string(), 53).is_ok(), egress != Egress::None, "{egress:?}");
+                refused(&bob.address.to_string(), 7000);
+            });
+            network.destroy(&ada).unwrap();
+            network.destroy(&bob).unwrap();
+            network.close().unwrap();
+        }
+    });
+}
+
+#[test]
+fn ports_that_others_publish_on_the_host_are_closed_to_sessions() {
+    World::with(|world| {
+        // As Docker does for `-p 9090:80`.
+        sh(&format!(
+            "nft 'table ip other {{ chain pre {{ type nat hook prerouting priority dstnat; }}; }}'
+             nft 'add rule ip other pre tcp dport 9090 dnat to {PRIVATE}:80'
+             nft 'table ip other {{ chain post {{ type nat hook postrouting priority srcnat; }}; }}'
+             nft 'add rule ip other post oifname up0 masquerade'"
+        ));
+        let network = Network::open(&settings("/dnat", Egress::Open), &[]).unwrap();
+        let (_ada, ada_netns) = session(&network, 0);
+        inside(&world.internet, || assert_eq!(greeting(HOST, 9090).unwrap(), HOST));
+        inside(&ada_netns, || {
+            assert_eq!(greeting(PRIVATE, 80).unwrap(), HOST);
+            refused(HOST, 9090);
+            refused(&network.gateway().to_string(), 9090);
+        });
+        network.close().unwrap();
+    });
+}
+
+#[test]
+fn forged_source_addresses_and_ipv6_do_not_leave_a_session() {
+    World::with(|world| {
+        let network = Network::open(&settings("/forged", Egress::Open), &[]).unwrap();
+        let (_ada, ada_netns) = session(&network, 0);
+        let (bob, _bob_netns) = session(&network, 1);
+        let sink = inside(&world.internet, || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 9)).unwrap());
+        sink.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        let host_sink = UdpSocket::bind("[::]:9").unwrap();
+        host_sink.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        let forged = [bob.address, "192.0.2.77".parse().unwrap(), network.gateway()];
+        inside(&ada_netns, || {
+            for source in forged {
+                sh(&format!("ip addr add {source}/32 dev lo"));
+                let socket = UdpSocket::bind((source, 0)).unwrap();
+                socket.send_to(b"forged", (PUBLIC, 9)).unwrap();
+            }
+            sh("ip addr add fd99::2/64 dev eth0 nodad");
+        });
+        let veth = tag("/forged").veth_name(&lease(&network, 0).session);
+        sh(&format!("ip addr add fd99::1/64 dev {veth} nodad"));
+        inside(&ada_netns, || {
+            let socket = UdpSocket::bind("[fd99::2]:0").unwrap();
+            socket.send_to(b"six", "[fd99::1]:9").unwrap();
+            UdpSocket::bind("0.0.0.0:0").unwrap().send_to(b"honest", (PUBLIC, 9)).unwrap();
+        });
+        let mut buffer = [0; 16];
+        let length = sink.recv(&mut buffer).unwrap();
+        assert_eq!(&buffer[..length], b"honest", "and nothing before it");
+        assert!(sink.recv(&mut buffer).is_err());
+        assert!(host_sink.recv(&mut buffer).is_err());
+        network.close().unwrap();
+        assert_nothing_left(&tag("/forged"));
+    });
+}
+
+/// A question for the A record of `name`.
+fn question(id: u16, name: &str) -> Vec<u8> {
+    let mut message = id.to_be_bytes().to_vec();
+    message.extend([1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
+    for label in name.split('.') {
+        message.push(u8::try_from(label.len()).unwrap());
+        message.extend(label.bytes());
+    }
+    message.extend([0, 0, 1, 0, 1]);
+    message
+}
+
+fn ask_over_udp(server: Ipv4Addr, question: &[u8]) -> io::Result<Vec<u8>> {
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(6))).unwrap();
+    socket.connect((server, 53)).unwrap();
+    socket.send(question)?;
+    let mut answer = vec![0; 4096];
+    let length = socket.recv(&mut answer)?;
+    answer.truncate(length);
+    Ok(answer)
+}
+
+fn ask_over_tcp(server: Ipv4Addr, question: &[u8]) -> io::Result<Vec<u8>> {
+    let mut stream = TcpStream::connect_timeout(&SocketAddr::new(server.into(), 53), Duration::from_secs(1))?;
+    stream.set_read_timeout(Some(Duration::from_secs(6))).unwrap();
+    stream.write_all(&u16::try_from(question.len()).unwrap().to_be_bytes())?;
+    stream.write_all(question)?;
+    let mut length = [0; 2];
+    stream.read_exact(&mut length)?;
+    let mut answer = vec![0; usize::from(u16::from_be_bytes(length))];
+    stream.read_exact(&mut answer)?;
+    Ok(answer)
+}
+
+/// Serves DNS on the caller's host, until the end of the test process.
+fn serve_dns(network: &Network, upstreams: Upstreams) {
+    let (gateway, pool) = (network.gateway(), network.pool());
+    let (bound, is_bound) = std::sync::mpsc::channel();
+    thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let forwarder = Forwarder::bind(gateway, pool).unwrap();
+            bound.send(()).unwrap();
+            forwarder.serve(upstreams).await
+        })
+    });
+    is_bound.recv().unwrap();
+}
+
+/// Ends a program when the test ends.
+struct Running(std::process::Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn names_resolve_through_a_resolver_on_the_hosts_loopback() {
+    World::with(|world| {
+        let dnsmasq = Command::new("dnsmasq")
+            .args(["--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--bind-interfaces"])
+            .args(["--listen-address=127.0.0.1", "--user=root", "--pid-file=", "--local=/test/"])
+            .arg("--host-record=box.test,192.0.2.55")
+            .spawn();
+        let _dnsmasq = Running(dnsmasq.unwrap());
+        eventually("dnsmasq answers", || ask_over_tcp(Ipv4Addr::LOCALHOST, &question(1, "box.test")).is_ok());
+
+        let directory = tempfile::tempdir().unwrap();
+        let resolv_conf = directory.path().join("resolv.conf");
+        // The first resolver is dead: the second one must be asked in time.
+        std::fs::write(&resolv_conf, "nameserver 127.0.0.9\nnameserver 127.0.0.1\n").unwrap();
+        let network = Network::open(&settings("/dns", Egress::Public), &[]).unwrap();
+        serve_dns(&network, Upstreams::ResolvConf(resolv_conf.clone()));
+        let (_ada, ada_netns) = session(&network, 0);
+        let gateway = network.gateway();
+        inside(&ada_netns, || {
+            for (id, ask) in [(0x1234, ask_over_udp as fn(_, &_) -> _), (0x4321, ask_over_tcp)] {
+                let answer = ask(gateway, &question(id, "box.test")).unwrap();
+                assert_eq!(answer[..2], id.to_be_bytes());
+                assert_eq!(answer[3] & 15, 0, "NOERROR");
+                assert_eq!(answer[answer.len() - 4..], [192, 0, 2, 55]);
+            }
+            let lookup = sh(&format!("busybox nslookup box.test {gateway}"));
+            assert!(lookup.contains("192.0.2.55"), "{lookup}");
+        });
+        // Nobody else is served, whether or not rules keep them away.
+        assert!(ask_over_tcp(gateway, &question(1, "box.test")).is_err());
+        assert!(inside(&world.internet, || ask_over_tcp(gateway, &question(1, "box.test"))).is_err());
+
+        std::fs::write(&resolv_conf, "# none\n").unwrap();
+        inside(&ada_netns, || {
+            let answer = ask_over_udp(gateway, &question(7, "box.test")).unwrap();
+            assert_eq!(answer, [0, 7, 0x81, 0x82, 0, 0, 0, 0, 0, 0, 0, 0], "SERVFAIL");
+        });
+        network.close().unwrap();
+    });
+}
+
+#[test]
+fn one_session_cannot_use_up_the_name_server() {
+    World::with(|_| {
+        let network = Network::open(&settings("/flood", Egress::Public), &[]).unwrap();
+        // A resolver that never answers.
+        let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
+        serve_dns(&network, Upstreams::Fixed(vec![silent.local_addr().unwrap()]));
+        let (_ada, ada_netns) = session(&network, 0);
+        let (_bob, bob_netns) = session(&network, 1);
+        let gateway = network.gateway();
+        let refusals = inside(&ada_netns, || {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.connect((gateway, 53)).unwrap();
+            for id in 0..200 {
+                socket.send(&question(id, "slow.test")).unwrap();
+            }
+            socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+            let mut buffer = [0; 512];
+            std::iter::from_fn(|| socket.recv(&mut buffer).ok()).count()
+        });
+        assert!(refusals >= 130, "64 of 200 are waiting, {refusals} were refused");
+        inside(&bob_netns, || {
+            UdpSocket::bind("0.0.0.0:0").unwrap().send_to(&question(1, "fast.test"), (gateway, 53)).unwrap();
+        });
+        silent.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        let mut buffer = [0; 512];
+        eventually("the other session's question is passed on", || {
+            let length = silent.recv(&mut buffer).unwrap();
+            buffer[..length].windows(4).any(|w| w == b"fast")
+        });
+        network.close().unwrap();
+    });
+}
+
+#[test]
+fn a_restart_keeps_live_sessions_and_removes_the_others() {
+    World::with(|_| {
+        let network = Network::open(&settings("/restart", Egress::Public), &[]).unwrap();
+        let (ada, ada_netns) = session(&network, 0);
+        let (_bob, bob_netns) = session(&network, 1);
+        let mut stream = inside(&ada_netns, || TcpStream::connect((PUBLIC, 80)).unwrap());
+        let before = network.pool();
+        drop(network); // kill -9: nothing is undone
+
+        let network = Network::open(&settings("/restart", Egress::Public), std::slice::from_ref(&ada)).unwrap();
+        assert_eq!(network.pool(), before);
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        assert_eq!(text, HOST);
+        inside(&ada_netns, || assert_eq!(greeting(PUBLIC, 80).unwrap(), HOST));
+        inside(&bob_netns, || assert!(greeting(PUBLIC, 80).is_err()));
+        let listing = Network::listing(&tag("/restart")).unwrap();
+        let veth = tag("/restart").veth_name(&ada.session);
+        let name = tag("/restart").object_name();
+        assert_eq!(
+            listing,
+            [
+                format!("veth {veth}"),
+                format!("nft table inet {name}"),
+                format!("nft lease {veth} {} in {name}", ada.address)
+            ]
         );
-        let output = inside(&netns, &format!("ip addr add {source}/32 dev eth0 2>/dev/null; python3 -c \"{python}\""));
-        assert!(output.status.success(), "{}", text(&output));
-    };
-    let mut buffer = [0; 16];
-    send(&a.address.to_string());
-    assert_eq!(sockets.udp.recv(&mut buffer).unwrap(), 5);
-    send("10.99.99.99");
-    assert!(sockets.udp.recv(&mut buffer).is_err(), "a packet with another's address arrived");
-    drop(netns);
-    world.network.destroy(&a).unwrap();
+
+        let other = Some("10.200.0.0/24".parse().unwrap());
+        let moved = Settings { pool: other, ..settings("/restart", Egress::Public) };
+        let error = Network::open(&moved, std::slice::from_ref(&ada)).err().unwrap();
+        assert!(matches!(error, NetworkError::StrayLease { .. }), "{error}");
+        inside(&ada_netns, || assert_eq!(greeting(PUBLIC, 80).unwrap(), HOST));
+        network.destroy(&ada).unwrap();
+        network.close().unwrap();
+    });
 }
 
 #[test]
-fn the_outside_is_reached_with_the_hosts_address_and_private_networks_are_not() {
-    let world = World::new("egress", Egress::Public);
-    let a = world.lease(0);
-    let netns = world.network.create(&a).unwrap().netns;
-    // The internet: a namespace with a public and a private address, which knows only the host.
-    let (internet, links) = new_namespace().unwrap();
-    let outer = format!("tt{}", world.tag.as_str());
-    world.network.links.add_veth(&outer, "eth0", internet.as_fd()).unwrap();
-    links.set_up(link::LOOPBACK).unwrap();
-    let host = format!("ip addr add 203.0.113.1/24 dev {outer}; ip link set {outer} up; \
-                        ip route add 192.168.77.7/32 via 203.0.113.7 dev {outer}");
-    let far = "ip addr add 203.0.113.7/24 dev eth0; ip addr add 192.168.77.7/32 dev lo; ip link set eth0 up";
-    assert!(Command::new("sh").args(["-c", &host]).status().unwrap().success());
-    let server = "python3 -c \"
-import socket,threading
-l=socket.create_server(('0.0.0.0',8080))
-for _ in range(1):
-    c,a=l.accept(); c.send(a[0].encode()); c.close()\" >/dev/null 2>&1 & sleep 0.5";
-    let output = inside(&internet, &format!("{far}; {server}"));
-    assert!(output.status.success(), "{}", text(&output));
-    let ask = "python3 -c \"
-import socket
-s=socket.create_connection(('203.0.113.7',8080),3); print(s.recv(99).decode())\"";
-    assert_eq!(text(&inside(&netns, ask)).trim(), "203.0.113.1");
-    assert!(!reaches(&netns, "192.168.77.7", 9), "a private network");
-    drop((netns, internet));
-    world.network.destroy(&a).unwrap();
+fn instances_do_not_collide() {
+    World::with(|_| {
+        let one = Network::open(&settings("/one", Egress::Open), &[]).unwrap();
+        let two = Network::open(&settings("/two", Egress::Open), &[]).unwrap();
+        let default = Network::open(&settings("/", Egress::Open), &[]).unwrap();
+        assert_eq!(default.pool().to_string(), "10.213.0.0/16");
+        assert!(!one.pool().overlaps(&two.pool()));
+        let (_, ada) = session(&one, 0);
+        let (bob, _netns) = session(&two, 0);
+        inside(&ada, || assert!(greeting(&bob.address.to_string(), 7000).is_err(), "another instance's session"));
+
+        let configured = |name, pool: &str| Settings { pool: pool.parse().ok(), ..settings(name, Egress::Open) };
+        for (pool, why) in [
+            ("10.213.7.0/24", "10.213.0.0/16 of another podspawn"),
+            ("198.51.0.0/16", "this host's route to 198.51.100.0/24 up0"),
+        ] {
+            let error = Network::open(&configured("/three", pool), &[]).err().unwrap().to_string();
+            assert!(error.contains(why), "{error}");
+        }
+        let error = Network::open(&configured("/three", "10.50.0.0/31"), &[]).err().unwrap();
+        assert!(matches!(error, NetworkError::PoolSize { .. }), "{error}");
+        let three = Network::open(&configured("/three", "10.50.0.4/30"), &[]).unwrap();
+        assert_eq!(three.gateway().to_string(), "10.50.0.5");
+        assert_eq!((three.address(0), three.address(1)), (Some("10.50.0.6".parse().unwrap()), None));
+        for network in [one, two, default, three] {
+            network.close().unwrap();
+        }
+        assert_eq!(sh("nft list tables"), "");
+    });
 }
 
 #[test]
-fn a_restart_keeps_the_leases_of_live_sessions() {
-    let world = World::new("restart", Egress::Public);
-    let a = world.lease(0);
-    let netns = world.network.create(&a).unwrap().netns;
-    let settings = world.network.settings.clone();
-    let again = Network::open(settings.clone(), std::slice::from_ref(&a)).unwrap();
-    let listed = Network::listing(&world.tag).unwrap();
-    assert!(listed.iter().any(|line| line.contains("element") && line.contains(a.session.as_str())), "{listed:?}");
-    again.destroy(&a).unwrap();
-    drop(netns);
+fn instances_that_start_at_once_get_different_pools() {
+    World::with(|_| {
+        // All of their hashes lead to the one /20 that is left.
+        sh("ip route add blackhole 10.128.0.0/9; ip route add blackhole 172.16.0.0/12
+            ip route add blackhole 192.168.0.0/17; ip route add blackhole 192.168.192.0/18");
+        let networks: Vec<_> = thread::scope(|scope| {
+            let open = |n| move || Network::open(&settings(&format!("/race{n}"), Egress::Public), &[]);
+            let threads: Vec<_> = (0..4).map(|n| scope.spawn(open(n))).collect();
+            threads.into_iter().map(|t| t.join().unwrap().unwrap()).collect()
+        });
+        let error = Network::open(&settings("/race4", Egress::Public), &[]).err().unwrap();
+        assert!(matches!(error, NetworkError::NoFreePool), "{error}");
+        let mut pools: Vec<_> = networks.iter().map(|n| n.pool().to_string()).collect();
+        pools.sort();
+        assert_eq!(pools, ["192.168.128.0/20", "192.168.144.0/20", "192.168.160.0/20", "192.168.176.0/20"]);
+        for network in networks {
+            network.close().unwrap();
+        }
+    });
 }
 
 #[test]
-fn two_instances_choose_different_pools() {
-    let world = World::new("pools", Egress::Public);
-    let other = Network::choose_pool(&world.tag, None, None).unwrap();
-    assert_ne!(other.0, world.network.settings.pool);
+fn a_failed_creation_leaves_nothing_behind() {
+    World::with(|_| {
+        let network = Network::open(&settings("/undo", Egress::Public), &[]).unwrap();
+        let lease = lease(&network, 0);
+        let veth = tag("/undo").veth_name(&lease.session);
+        sh(&format!("ip link add {veth} type veth peer name other"));
+        let error = network.create(&lease).unwrap_err();
+        assert!(matches!(error, NetworkError::Netlink { source: Errno::EEXIST, .. }), "{error}");
+        let table = format!("nft table inet {}", tag("/undo").object_name());
+        assert_eq!(Network::listing(&tag("/undo")).unwrap(), [format!("veth {veth}"), table]);
+        network.close().unwrap();
+        assert_nothing_left(&tag("/undo"));
+    });
+}
+
+#[test]
+fn many_sessions_come_and_go_at_once() {
+    const ROUNDS: u32 = 25;
+    World::with(|_| {
+        let network = Network::open(&settings("/many", Egress::Public), &[]).unwrap();
+        let warm_up = lease(&network, 0);
+        drop(network.create(&warm_up).unwrap());
+        network.destroy(&warm_up).unwrap();
+        let mut times: Vec<_> = (1..40)
+            .map(|slot| {
+                let lease = lease(&network, slot);
+                let start = Instant::now();
+                let segment = network.create(&lease).unwrap();
+                let created = start.elapsed();
+                let start = Instant::now();
+                network.destroy(&lease).unwrap();
+                let destroyed = start.elapsed();
+                drop(segment);
+                (created, destroyed)
+            })
+            .collect();
+        times.sort();
+        println!("create, destroy: min {:?}, median {:?}", times[0], times[times.len() / 2]);
+
+        let start = Instant::now();
+        thread::scope(|scope| {
+            for worker in 0..8 {
+                let network = &network;
+                scope.spawn(move || {
+                    for round in 0..ROUNDS {
+                        // The same few slots again and again: an address is free as soon as `destroy` returns.
+                        let id = SessionId::from_bits(u64::from(worker * ROUNDS + round) << 8 | 0xff);
+                        let lease = Lease { session: id, address: network.address(worker).unwrap() };
+                        let netns = network.create(&lease).unwrap().netns;
+                        inside(&netns, || assert_eq!(greeting(PUBLIC, 80).unwrap(), HOST));
+                        network.destroy(&lease).unwrap();
+                    }
+                });
+            }
+        });
+        println!("{} sessions with one connection each by 8 threads: {:?}", 8 * ROUNDS, start.elapsed());
+        network.close().unwrap();
+        assert_nothing_left(&tag("/many"));
+    });
+}
+
+#[test]
+fn a_sessions_files_name_it_and_its_resolver() {
+    let address = Ipv4Addr::new(10, 213, 0, 2);
+    assert_eq!(
+        hosts_file("ada", address),
+        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n10.213.0.2\tada\n"
+    );
+    assert_eq!(resolv_conf(Ipv4Addr::new(10, 213, 0, 1)), "nameserver 10.213.0.1\n");
+    assert!(matches!(Upstreams::new(&[IpAddr::V4(address)]), Upstreams::Fixed(s) if s[0].port() == 53));
 }

@@ -205,8 +205,27 @@ pub enum ToSpawner {
 #[derive(Debug, Serialize, Deserialize)]
 pub enum FromSpawner {
     /// Init is up and accepts connections on its socket. Comes with its pidfd.
-    Created { pid: i32 },
+    Created {
+        pid: i32,
+        /// What could not be done but is not worth failing for, one line each.
+        #[serde(default)]
+        warnings: Vec<String>,
+    },
     /// Nothing is left of the attempt. `step` names what was attempted, `message` why it failed.
+    Failed { step: String, message: String },
+}
+
+/// From the spawner to the child that it has just cloned.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum ToNewborn {
+    /// Your ids are mapped. Comes with three detached mounts: the root file system, `/dev`, and `/sys`.
+    Go,
+}
+
+/// From the child that is about to become a container's init to the spawner. One message, then it closes the socket.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum FromNewborn {
+    Ready { warnings: Vec<String> },
     Failed { step: String, message: String },
 }
 

@@ -18,8 +18,9 @@ use super::{
     steps::{self, Context, CreateError, Live, SessionKey},
 };
 use crate::{
-    errors::chain,
+    audit,
     config::Config,
+    errors::chain,
     image,
     names::SessionId,
     state::{Phase, SessionRecord},
@@ -34,7 +35,10 @@ const RETRY_MAX: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub enum ToClient {
     /// The session is there; the descriptor is a socket connected to its init.
-    Attached { session: SessionId, init: OwnedFd },
+    Attached {
+        session: SessionId,
+        init: OwnedFd,
+    },
     Refused(String),
     Progress(String),
     Terminate(String),
@@ -113,7 +117,18 @@ impl Driver {
         policy: Policy,
     ) -> Self {
         let clients = HashMap::new();
-        Self { inner, key, policy, mailbox, events, clients, record: None, container: None, init: None, retry: RETRY_MIN }
+        Self {
+            inner,
+            key,
+            policy,
+            mailbox,
+            events,
+            clients,
+            record: None,
+            container: None,
+            init: None,
+            retry: RETRY_MIN,
+        }
     }
 
     /// Makes a session for its first connection and stays with it until it is gone.
@@ -124,10 +139,8 @@ impl Driver {
         first: Client,
         (mailbox, events): (Mailbox, mpsc::UnboundedReceiver<Event>),
     ) {
-        let policy = Policy {
-            grace: steps::grace(config.session.mode, &config),
-            ends_at: ends_at(SystemTime::now(), &config),
-        };
+        let policy =
+            Policy { grace: steps::grace(config.session.mode, &config), ends_at: ends_at(SystemTime::now(), &config) };
         let mut driver = Self::new(inner, key, mailbox, events, policy);
         let state = State::Creating(Creating::new(first.id));
         driver.clients.insert(first.id, first);
@@ -144,8 +157,7 @@ impl Driver {
         (mailbox, events): (Mailbox, mpsc::UnboundedReceiver<Event>),
     ) {
         let key = SessionKey { user: record.user.clone(), project: record.project.clone() };
-        let policy =
-            Policy { grace: steps::grace(record.mode, &config), ends_at: ends_at(record.created_at, &config) };
+        let policy = Policy { grace: steps::grace(record.mode, &config), ends_at: ends_at(record.created_at, &config) };
         let now = SystemTime::now();
         let container = inner.context.adopt(&record);
         let (state, actions) = match (&container, record.phase) {
@@ -211,7 +223,9 @@ impl Driver {
             }
             Event::Detach(id) => {
                 self.clients.remove(&id);
-                self.inner.audit_disconnect(&self.key, self.record.as_ref(), id, self.clients.len());
+                let session = self.record.as_ref().map(|record| &record.id);
+                let (key, remaining) = (&self.key, self.clients.len());
+                self.inner.audit(&audit::Event::Disconnect { key, session, connection: id, remaining });
                 match state {
                     State::Creating(creating) => creating.detach(id),
                     State::Running(running) => running.detach(id, now, &self.policy),
@@ -232,7 +246,8 @@ impl Driver {
             }
             Event::Created(result) => match (state, result) {
                 (State::Creating(creating), Ok(live)) => {
-                    self.inner.audit_created(&self.key, &live.record);
+                    let (key, session, image) = (&self.key, &live.record.id, &live.record.image_reference);
+                    self.inner.audit(&audit::Event::ContainerCreate { key, session, image });
                     self.record = Some(live.record);
                     self.watch(Some(live.container));
                     creating.created(now, &self.policy)
@@ -273,7 +288,9 @@ impl Driver {
                 Action::RecordGrace(deadline) => self.record_phase(Phase::Grace, Some(deadline)),
                 Action::Destroy(reason) => {
                     Inner::retire(&self.inner, &self.key, &self.mailbox);
-                    self.inner.audit_destroyed(&self.key, self.record.as_ref(), &reason);
+                    let session = self.record.as_ref().map(|record| &record.id);
+                    let (key, reason) = (&self.key, reason.as_str());
+                    self.inner.audit(&audit::Event::ContainerDestroy { key, session, reason });
                     self.start_destruction(None);
                 }
             }
@@ -285,7 +302,8 @@ impl Driver {
         let (Some(client), Some(record)) = (self.clients.get(&id), &self.record) else { return };
         match seqpacket::connect(&self.inner.context.init_socket(&record.id)) {
             Ok(init) => {
-                self.inner.audit_connect(&self.key, record, id, self.clients.len());
+                let (key, session, connections) = (&self.key, &record.id, self.clients.len());
+                self.inner.audit(&audit::Event::Connect { key, session, connection: id, connections });
                 client.tell(ToClient::Attached { session: record.id.clone(), init });
             }
             Err(error) => {
@@ -310,7 +328,8 @@ impl Driver {
 
     fn watch(&mut self, container: Option<crate::runtime::Container>) {
         self.init = container.as_ref().and_then(|container| {
-            let watched = container.pidfd().try_clone_to_owned().and_then(|fd| async_fd::register(fd, Interest::READABLE));
+            let watched =
+                container.pidfd().try_clone_to_owned().and_then(|fd| async_fd::register(fd, Interest::READABLE));
             watched.map_err(|error| tracing::error!("init is not watched: {error}")).ok()
         });
         self.container = container;
@@ -320,7 +339,10 @@ impl Driver {
         let (inner, key, mailbox) = (self.inner.clone(), self.key.clone(), self.mailbox.clone());
         tokio::spawn(async move {
             let progress = Progress { mailbox: mailbox.clone() };
-            let image = blocking(&inner, { let config = config.clone(); move |context| context.ensure_image(&config, &progress) });
+            let image = blocking(&inner, {
+                let config = config.clone();
+                move |context| context.ensure_image(&config, &progress)
+            });
             let result = match image.await {
                 Err(error) => Err(error),
                 Ok(()) => {

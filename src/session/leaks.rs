@@ -4,7 +4,9 @@ use std::{collections::HashSet, fs, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{cgroup::Cgroups, config::Config, names::SessionId, network::Network, runtime, state::State};
+use crate::{
+    cgroup::Cgroups, config::Config, errors::chain, names::SessionId, network::Network, runtime, state::State,
+};
 
 /// One object that should not be there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,10 +52,12 @@ pub fn leaks(config: &Config, server_runs: bool) -> Result<Vec<Leak>, LeaksError
     let tag = &config.instance;
     add("network", Network::listing(tag).map_err(chain).map_err(failed("networks"))?);
     add("cgroup", Cgroups::listing(tag).map_err(chain).map_err(failed("cgroups"))?);
-    add("container", runtime::listing(&config.paths.run_dir, &config.paths.state_dir).map_err(chain).map_err(failed("containers"))?);
-    for parent in [&config.paths.state_dir, &config.paths.run_dir] {
-        add("directory", session_directories(&parent.join("sessions")).map_err(failed("directories"))?);
-    }
+    let containers = runtime::listing(tag, &config.paths.state_dir.join("sessions"));
+    let containers = containers.map_err(chain).map_err(failed("containers"))?;
+    add("mount", containers.mounts.iter().map(|path| path.display().to_string()).collect());
+    add("directory", containers.directories.iter().map(|path| path.display().to_string()).collect());
+    add("process", containers.inits.iter().map(|(pid, session)| format!("init {pid} of {session}")).collect());
+    add("directory", session_directories(&config.paths.run_dir.join("sessions")).map_err(failed("directories"))?);
     for record in &records {
         let alive = record.init.is_some_and(|(pid, starttime)| runtime::Container::adopt(pid, starttime).is_some());
         if !alive && !server_runs {

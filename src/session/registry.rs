@@ -17,7 +17,7 @@ use super::{
 use crate::{
     audit::{self, Audit},
     config::Config,
-    state::SessionRecord,
+    state::{Phase, SessionRecord},
 };
 
 /// How long a driver may take to describe itself. It never blocks, so this is only reached on a machine that stands still.
@@ -139,7 +139,7 @@ impl Sessions {
         for client in &clients {
             table.connections.insert(client.id, mailbox.0.clone());
         }
-        if record.phase != crate::state::Phase::Stopping {
+        if record.phase != Phase::Stopping {
             table.accepting.insert(key, mailbox.0.clone());
         }
         table.drivers.push(mailbox.0.clone());
@@ -219,7 +219,7 @@ impl Inner {
             admit(key, table.accepting.keys().filter(|other| *other != key), limits.max_per_user, limits.max_containers)
         };
         if let Err(refusal) = allowed {
-            inner.audit.record(&audit::Event::LimitRefused { key: key.clone(), limit: refusal.limit() });
+            inner.audit(&audit::Event::LimitRefused { key, limit: refusal.limit() });
             // The client's task has stopped reading only if its connection is gone.
             let _ = client.outgoing.try_send(ToClient::Refused(refusal.to_string()));
             return;
@@ -253,7 +253,7 @@ impl Inner {
         self.creations.acquire().await.expect("the semaphore is never closed")
     }
 
-    pub(super) fn audit(&self, event: &audit::Event) {
+    pub(super) fn audit(&self, event: &audit::Event<'_>) {
         self.audit.record(event);
     }
 }

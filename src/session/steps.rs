@@ -22,10 +22,10 @@ use crate::{
     config::{Config, Mode},
     errors::chain,
     image::{self, Store},
-    names::{NameError, ProjectName, SessionId, UserName},
+    names::{InstanceTag, NameError, ProjectName, SessionId, UserName},
     network::{self, Lease, Network},
     protocol::{Account, ContainerSpec, Rlimits, SecuritySpec},
-    runtime::{self, Container, Spawner},
+    runtime::{self, Container, RuntimeError, Spawner, rootfs::RootfsError},
     state::{NewSession, Phase, SessionRecord, State, StateError},
     sys::seqpacket,
 };
@@ -75,6 +75,7 @@ pub struct Context {
     /// `STATE/sessions` and `RUN/sessions`: one directory for each session in either.
     pub state_dir: PathBuf,
     pub run_dir: PathBuf,
+    pub tag: InstanceTag,
     /// The kernel's id of this boot; records of another boot describe objects that are gone.
     pub boot_id: String,
 }
@@ -104,13 +105,15 @@ pub enum CreateError {
     #[error("cannot make {}", .0.display())]
     Directory(PathBuf, #[source] std::io::Error),
     #[error("cannot make the session's directories")]
-    Rootfs(#[source] runtime::RuntimeError),
+    Rootfs(#[source] RootfsError),
     #[error("cannot limit the session's resources")]
     Cgroup(#[source] cgroup::CgroupError),
     #[error("cannot set up the session's network")]
     Network(#[source] network::NetworkError),
     #[error("cannot start the container")]
-    Container(#[source] runtime::RuntimeError),
+    Container(#[source] RuntimeError),
+    #[error("the container has died at once")]
+    Died(#[source] std::io::Error),
 }
 
 /// What is left of a session that could not be removed completely.
@@ -130,14 +133,15 @@ impl Context {
         self.run_dir.join(id.as_str())
     }
 
+    /// How many addresses for sessions the network has: all but its own, the gateway's and the broadcast address.
+    fn addresses(&self) -> u32 {
+        let host_bits = 32 - u32::from(self.network.pool().prefix());
+        u32::MAX.checked_shr(32 - host_bits).unwrap_or(0).saturating_sub(2)
+    }
+
     /// The socket that the session's init listens on.
     pub fn init_socket(&self, id: &SessionId) -> PathBuf {
         self.run_parent(id).join("init.sock")
-    }
-
-    fn lease(&self, record: &SessionRecord) -> Option<Lease> {
-        let address = self.network.address(record.slot)?;
-        Some(Lease { session: record.id.clone(), address })
     }
 
     /// Pulls the image that the configuration names if it is not here. Blocks, perhaps for minutes; `progress` hears why.
@@ -156,8 +160,8 @@ impl Context {
 
     /// Makes a session for `key`, or leaves nothing behind. Blocks.
     pub fn create(&self, key: &SessionKey, config: &Config) -> Result<Live, CreateError> {
-        let (image, record) = self.reserve(key, config)?;
-        match self.create_objects(key, config, &image, &record) {
+        let (image, mut record) = self.reserve(key, config)?;
+        match self.create_objects(key, config, &image, &mut record) {
             Ok(container) => Ok(Live { record, container }),
             Err(error) => {
                 if let Err(left) = self.destroy(&record, None) {
@@ -186,7 +190,8 @@ impl Context {
             created_at: SystemTime::now(),
             boot_id: self.boot_id.clone(),
         };
-        let record = self.state.insert_session(&session, config.security.userns_count).map_err(CreateError::Record)?;
+        let slots = config.security.userns_count.min(self.addresses());
+        let record = self.state.insert_session(&session, slots).map_err(CreateError::Record)?;
         Ok((image, record))
     }
 
@@ -195,13 +200,17 @@ impl Context {
         key: &SessionKey,
         config: &Config,
         image: &image::Image,
-        record: &SessionRecord,
+        record: &mut SessionRecord,
     ) -> Result<Container, CreateError> {
+        let address = self.network.address(record.slot).ok_or(CreateError::AddressesExhausted)?;
+        self.state.set_address(&record.id, address).map_err(CreateError::Record)?;
+        record.address = Some(address);
         let id = &record.id;
-        let lease = self.lease(record).ok_or(CreateError::AddressesExhausted)?;
+        let lease = Lease { session: id.clone(), address };
         let id_base = config.security.userns_first + record.slot * IDS_PER_SESSION;
 
-        let rootfs = runtime::rootfs::prepare(&self.upper_parent(id), id_base).map_err(CreateError::Rootfs)?;
+        let directory = self.upper_parent(id);
+        runtime::rootfs::prepare(&directory, id_base).map_err(CreateError::Rootfs)?;
         let run = self.run_parent(id);
         std::fs::create_dir_all(&run).map_err(|e| CreateError::Directory(run.clone(), e))?;
         let listener = seqpacket::listen(&self.init_socket(id), INIT_BACKLOG)
@@ -225,8 +234,8 @@ impl Context {
             id_base,
             layers_root: self.store.layers_root(),
             layers: image.layers.clone(),
-            upperdir: rootfs.upperdir,
-            workdir: rootfs.workdir,
+            upperdir: directory.join("upper"),
+            workdir: directory.join("work"),
             cgroup: join,
             account: account(key, config),
             env: image_env(image),
@@ -241,9 +250,8 @@ impl Context {
             .spawner
             .create(&spec, segment.netns.as_fd(), listener.as_fd(), &join_fds)
             .map_err(CreateError::Container)?;
-        self.state
-            .set_container(id, container.pid(), container.starttime())
-            .map_err(CreateError::Record)?;
+        let starttime = container.starttime().map_err(CreateError::Died)?;
+        self.state.set_container(id, container.pid(), starttime).map_err(CreateError::Record)?;
         Ok(container)
     }
 
@@ -263,22 +271,28 @@ impl Context {
         attempt("container", self.end_container(record, container));
         let cgroup = self.cgroups.adopt(id);
         attempt("cgroup", cgroup.kill().and_then(|()| cgroup.destroy()).map_err(chain));
-        if let Some(lease) = self.lease(record) {
+        if let Some(address) = record.address {
+            let lease = Lease { session: id.clone(), address };
             attempt("network", self.network.destroy(&lease).map_err(chain));
         }
         for directory in [self.run_parent(id), self.upper_parent(id)] {
             attempt("directory", runtime::rootfs::remove(&directory).map_err(chain));
         }
-        if failures.is_empty() {
-            attempt("record", self.state.remove_session(id).map_err(chain));
+        if failures.is_empty()
+            && let Err(error) = self.state.remove_session(id)
+        {
+            failures.push(format!("record: {}", chain(error)));
         }
         if failures.is_empty() { Ok(()) } else { Err(DestroyError { session: id.clone(), failures }) }
     }
 
     fn end_container(&self, record: &SessionRecord, container: Option<Container>) -> Result<(), String> {
-        let Some(container) = container.or_else(|| self.adopt(record)) else { return Ok(()) };
+        let Some(container) = container.or_else(|| self.adopt(record)) else {
+            // The spawner or the server may have died over a container that was never recorded.
+            return runtime::kill_session(&self.tag, &record.id).map_err(chain);
+        };
         container.kill().map_err(chain)?;
-        if container.wait_gone(KILL_LIMIT).map_err(chain)? {
+        if container.wait(KILL_LIMIT) {
             Ok(())
         } else {
             Err(format!("init (pid {}) is still there {} s after SIGKILL", container.pid(), KILL_LIMIT.as_secs()))

@@ -7,6 +7,7 @@
 mod records;
 
 use std::{
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -32,6 +33,7 @@ const MIGRATIONS: &[&str] = &["
         init_starttime INTEGER,
         grace_deadline_ms INTEGER,
         created_at_ms INTEGER NOT NULL,
+        address TEXT,
         boot_id TEXT NOT NULL
     ) STRICT;
     CREATE UNIQUE INDEX one_session_each ON sessions (user, ifnull(project, '')) WHERE phase <> 'stopping';
@@ -41,6 +43,8 @@ const MIGRATIONS: &[&str] = &["
         peer TEXT NOT NULL,
         fingerprint TEXT NOT NULL
     ) STRICT;
+    CREATE TABLE last_slot (slot INTEGER NOT NULL) STRICT;
+    INSERT INTO last_slot VALUES (-1);
 "];
 
 /// How long to wait for another process (a command of the administrator) that is writing.
@@ -98,22 +102,27 @@ impl State {
         StateError::Query(self.path.clone(), error)
     }
 
-    /// Writes a session in phase `creating`, with the lowest slot below `slots` that is free.
+    /// Writes a session in phase `creating`, with a free slot below `slots`. They go round, as the host's connection tracking may
+    /// remember for a while what the former owner of an address was up to.
     pub fn insert_session(&self, new: &NewSession, slots: u32) -> Result<SessionRecord, StateError> {
         let mut connection = self.connection();
-        let change = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(|e| self.failed(e))?;
-        // The lowest number that no row has: 0, or one more than some row's.
-        let slot: u32 = change
+        let change =
+            connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(|e| self.failed(e))?;
+        // Of the numbers that no row has (0, or one more than some row's, or the last one's) the first after the last, or
+        // else the first of all.
+        let slot: Option<u32> = change
             .query_row(
-                "SELECT min(slot) FROM (SELECT 0 AS slot UNION SELECT slot + 1 FROM sessions)
-                 WHERE slot NOT IN (SELECT slot FROM sessions)",
-                [],
+                "SELECT slot FROM (
+                     SELECT 0 AS slot UNION SELECT slot + 1 FROM sessions UNION SELECT slot + 1 FROM last_slot)
+                 WHERE slot < ?1 AND slot NOT IN (SELECT slot FROM sessions)
+                 ORDER BY slot <= (SELECT slot FROM last_slot), slot LIMIT 1",
+                [slots],
                 |row| row.get(0),
             )
+            .optional()
             .map_err(|e| self.failed(e))?;
-        if slot >= slots {
-            return Err(StateError::SlotsExhausted(slots));
-        }
+        let slot = slot.ok_or(StateError::SlotsExhausted(slots))?;
+        change.execute("UPDATE last_slot SET slot = ?1", [slot]).map_err(|e| self.failed(e))?;
         let record = SessionRecord::new(new.clone(), slot);
         change
             .execute(
@@ -135,6 +144,11 @@ impl State {
             .map_err(|e| self.failed(e))?;
         change.commit().map_err(|e| self.failed(e))?;
         Ok(record)
+    }
+
+    /// Records the address of the session's network, before there is one.
+    pub fn set_address(&self, id: &SessionId, address: Ipv4Addr) -> Result<(), StateError> {
+        self.execute("UPDATE sessions SET address = ?2 WHERE id = ?1", params![id.as_str(), address.to_string()])
     }
 
     /// Records the container's init: its pid and start time (proc_pid_stat(5), field 22).
@@ -174,7 +188,7 @@ impl State {
         let mut query = connection
             .prepare(
                 "SELECT id, user, project, slot, phase, image, image_reference, mode, init_pid, init_starttime,
-                        grace_deadline_ms, created_at_ms, boot_id
+                        grace_deadline_ms, created_at_ms, address, boot_id
                  FROM sessions ORDER BY created_at_ms, id",
             )
             .map_err(|e| self.failed(e))?;
@@ -217,8 +231,7 @@ impl State {
     /// The digests of the images that sessions run.
     pub fn images_in_use(&self) -> Result<Vec<String>, StateError> {
         let connection = self.connection();
-        let mut query =
-            connection.prepare("SELECT DISTINCT image FROM sessions").map_err(|e| self.failed(e))?;
+        let mut query = connection.prepare("SELECT DISTINCT image FROM sessions").map_err(|e| self.failed(e))?;
         let rows = query.query_map([], |row| row.get(0)).map_err(|e| self.failed(e))?;
         rows.collect::<Result<_, _>>().map_err(|e| self.failed(e))
     }
@@ -274,6 +287,7 @@ mod tests {
         let record = state.insert_session(&new(1, "ada"), 10).unwrap();
         let deadline = UNIX_EPOCH + Duration::from_millis(1_234_567);
         state.set_container(&record.id, 42, 99).unwrap();
+        state.set_address(&record.id, Ipv4Addr::new(10, 0, 0, 2)).unwrap();
         state.set_grace(&record.id, deadline).unwrap();
         let connection = ConnectionRecord {
             id: 7,
@@ -284,8 +298,13 @@ mod tests {
         state.insert_connection(&connection).unwrap();
         drop(state);
         let state = State::open(&directory.path().join("state.db")).unwrap();
-        let expected =
-            SessionRecord { init: Some((42, 99)), phase: Phase::Grace, grace_deadline: Some(deadline), ..record.clone() };
+        let expected = SessionRecord {
+            init: Some((42, 99)),
+            address: Some(Ipv4Addr::new(10, 0, 0, 2)),
+            phase: Phase::Grace,
+            grace_deadline: Some(deadline),
+            ..record.clone()
+        };
         assert_eq!(state.sessions().unwrap(), [expected]);
         assert_eq!(state.connections().unwrap(), [connection]);
         assert_eq!(state.images_in_use().unwrap(), ["sha256:00"]);
@@ -295,14 +314,15 @@ mod tests {
     }
 
     #[test]
-    fn slots_are_the_lowest_that_are_free_and_run_out() {
+    fn slots_go_round_and_run_out() {
         let (_directory, state) = open();
-        let slots: Vec<_> =
-            (0..3).map(|i| state.insert_session(&new(i, &format!("u{i}")), 3).unwrap().slot).collect();
+        let slots: Vec<_> = (0..3).map(|i| state.insert_session(&new(i, &format!("u{i}")), 3).unwrap().slot).collect();
         assert_eq!(slots, [0, 1, 2]);
         assert!(matches!(state.insert_session(&new(9, "eve"), 3), Err(StateError::SlotsExhausted(3))));
+        state.remove_session(&SessionId::from_bits(0)).unwrap();
         state.remove_session(&SessionId::from_bits(1)).unwrap();
-        assert_eq!(state.insert_session(&new(9, "eve"), 3).unwrap().slot, 1);
+        assert_eq!(state.insert_session(&new(9, "eve"), 9).unwrap().slot, 3, "not the one that was just in use");
+        assert_eq!(state.insert_session(&new(10, "bob"), 4).unwrap().slot, 0);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The rows of the database as values.
 
 use std::{
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -69,6 +69,8 @@ pub struct SessionRecord {
     /// Set in phase `grace`.
     pub grace_deadline: Option<SystemTime>,
     pub created_at: SystemTime,
+    /// `None` until the session has a network.
+    pub address: Option<Ipv4Addr>,
     pub boot_id: String,
 }
 
@@ -87,6 +89,7 @@ impl SessionRecord {
             init: None,
             grace_deadline: None,
             created_at,
+            address: None,
             boot_id,
         }
     }
@@ -126,6 +129,7 @@ pub(super) fn session_from_row(row: &Row<'_>) -> rusqlite::Result<Result<Session
     let pid: Option<i32> = row.get("init_pid")?;
     let starttime: Option<i64> = row.get("init_starttime")?;
     let grace_deadline: Option<i64> = row.get("grace_deadline_ms")?;
+    let address: Option<String> = row.get("address")?;
     let (slot, image, image_reference, created_at, boot_id) = (
         row.get("slot")?,
         row.get("image")?,
@@ -146,6 +150,7 @@ pub(super) fn session_from_row(row: &Row<'_>) -> rusqlite::Result<Result<Session
             init: pid.zip(starttime.and_then(|ticks| u64::try_from(ticks).ok())),
             grace_deadline: grace_deadline.map(time),
             created_at,
+            address: address.as_deref().map(str::parse).transpose().map_err(text)?,
             boot_id,
         })
     };

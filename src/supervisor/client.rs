@@ -18,9 +18,9 @@ use super::{
     pool::{self, Process},
 };
 use crate::{
-    errors::chain,
     audit,
     config::authorized_keys,
+    errors::chain,
     names::{ProjectName, UserName},
     protocol::{FromConnection, KeyVerdict, Serve, SshSettings, ToConnection, wire::AsyncSocket},
     session::{Client, SessionKey, ToClient, state::ConnectionId},

@@ -27,12 +27,9 @@ use tokio::net::TcpStream;
 pub use self::start::StartError;
 use self::{accept::Startups, pool::Pool};
 use crate::{
-    errors::chain,
     audit::Audit,
-    config::{
-        Config,
-        host_keys::{self, HostKeyError},
-    },
+    config::Config,
+    errors::chain,
     protocol::HostKey,
     session::{Sessions, state::ConnectionId},
     state::ConnectionRecord,

@@ -3,8 +3,8 @@
 use std::{
     io,
     os::fd::{AsFd, OwnedFd},
-    path::{Path, PathBuf},
     os::unix::process::CommandExt,
+    path::{Path, PathBuf},
     process::Stdio,
     sync::atomic::{AtomicU64, Ordering},
     time::{SystemTime, UNIX_EPOCH},
@@ -20,7 +20,6 @@ use tokio::{
 };
 
 use crate::{
-    errors::chain,
     protocol::wire::AsyncSocket,
     session::state::ConnectionId,
     sys::{seqpacket, spawn},
@@ -71,15 +70,7 @@ impl Pool {
         // Ids have to differ from those of processes that an earlier supervisor started and that are still there.
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let first = u64::try_from(since_epoch.as_micros()).unwrap_or_default();
-        Self {
-            sockets,
-            spool,
-            empty,
-            uid,
-            next: AtomicU64::new(first),
-            ready: Mutex::default(),
-            wanted: Notify::new(),
-        }
+        Self { sockets, spool, empty, uid, next: AtomicU64::new(first), ready: Mutex::default(), wanted: Notify::new() }
     }
 
     /// The socket of connection `id`.

@@ -3,8 +3,8 @@
 use std::{
     fs::{self, File},
     io::{self, Read, Write},
-    net::SocketAddr,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    net::{Ipv4Addr, SocketAddr},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Arc, RwLock},
 };
@@ -15,20 +15,27 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{
     SHUTDOWN_LIMIT, Supervisor,
     accept::{self, Startups},
-    control, pool::Pool,
+    control,
+    pool::Pool,
     reconcile,
 };
 use crate::{
-    errors::chain,
     api,
     audit::Audit,
     cgroup::{CgroupError, Cgroups},
-    config::{Config, Paths, host_keys::{self, HostKeyError}},
+    config::{
+        self, Config, Paths,
+        host_keys::{self, HostKeyError},
+    },
+    errors::chain,
     image::{ImageError, Store},
-    network::{self, Lease, Network, NetworkError},
+    network::{
+        self, Egress, Lease, Network, NetworkError, Subnet,
+        dns::{Forwarder, Upstreams},
+    },
     runtime::{RuntimeError, Spawner},
     session::{Context, Sessions, state::Reason},
-    state::{State, StateError},
+    state::{SessionRecord, State, StateError},
 };
 
 /// The user that connection processes run as where there is no system user `podspawn`: nobody.
@@ -87,8 +94,8 @@ pub(super) async fn start(config: Config) -> Result<(), StartError> {
     let host_keys = host_keys::load_or_create(&paths.host_key_dir)?;
     let audit = Arc::new(Audit::open(config.log.audit_log.as_deref()).map_err(StartError::Audit)?);
     let context = open_leaves(&config)?;
-    let gateway = context.network.gateway();
-    let upstreams = network::dns::Upstreams::new(config.network.dns.clone());
+    let forwarder = Forwarder::bind(context.network.gateway(), context.network.pool())?;
+    let upstreams = Upstreams::new(&config.network.dns);
     let supervisor = Arc::new(Supervisor {
         config: RwLock::new(Arc::new(config)),
         host_keys,
@@ -116,9 +123,8 @@ pub(super) async fn start(config: Config) -> Result<(), StartError> {
         }
     });
     tasks.spawn(async move {
-        if let Err(error) = network::dns::serve(gateway, upstreams).await {
-            tracing::error!("sessions have no DNS: {}", chain(error));
-        }
+        let never = forwarder.serve(upstreams).await;
+        match never {}
     });
     tasks.spawn({
         let supervisor = supervisor.clone();
@@ -163,17 +169,21 @@ fn open_leaves(config: &Config) -> Result<Context, StartError> {
     let state = State::open(&paths.db)?;
     let store = Store::open(&paths.state_dir.join("images"), (&config.images).into())?;
     let cgroups = Cgroups::open(&config.instance)?;
+    let subnet = |&(address, prefix): &(Ipv4Addr, u8)| Subnet::new(address, prefix);
     let settings = network::Settings {
         tag: config.instance.clone(),
-        pool: config.network.pool,
-        egress: config.network.egress.clone(),
+        pool: config.network.pool.as_ref().and_then(subnet),
+        egress: match &config.network.egress {
+            config::Egress::Public => Egress::Public,
+            config::Egress::None => Egress::None,
+            config::Egress::Open => Egress::Open,
+            config::Egress::Only(networks) => Egress::Only(networks.iter().filter_map(subnet).collect()),
+        },
     };
-    let slots: Vec<_> = state.sessions()?.into_iter().map(|record| (record.id, record.slot)).collect();
-    let network = Network::open(settings, |network| {
-        let lease = |(id, slot)| Some(Lease { session: id, address: network.address(slot)? });
-        slots.into_iter().filter_map(lease).collect()
-    })?;
-    let spawner = Spawner::start(&paths.run_dir.join("spawner"))?;
+    let live = |record: SessionRecord| Some(Lease { session: record.id, address: record.address? });
+    let live: Vec<_> = state.sessions()?.into_iter().filter_map(live).collect();
+    let network = Network::open(&settings, &live)?;
+    let spawner = Spawner::start(&paths.run_dir.join("spawner"), &config.instance)?;
     let boot_id = Path::new("/proc/sys/kernel/random/boot_id");
     let boot_id = fs::read_to_string(boot_id).map_err(|error| StartError::Read(boot_id.to_owned(), error))?;
     Ok(Context {
@@ -184,6 +194,7 @@ fn open_leaves(config: &Config) -> Result<Context, StartError> {
         spawner,
         state_dir: paths.state_dir.join("sessions"),
         run_dir: paths.run_dir.join("sessions"),
+        tag: config.instance.clone(),
         boot_id: boot_id.trim().to_owned(),
     })
 }
@@ -207,7 +218,8 @@ pub(super) fn connections_dir(paths: &Paths) -> PathBuf {
 }
 
 fn directories(paths: &Paths) -> Vec<PathBuf> {
-    let mut all = vec![paths.key_dir.clone(), paths.host_key_dir.clone(), paths.state_dir.clone(), paths.run_dir.clone()];
+    let mut all =
+        vec![paths.key_dir.clone(), paths.host_key_dir.clone(), paths.state_dir.clone(), paths.run_dir.clone()];
     all.extend(["sessions", "images", "spool"].map(|name| paths.state_dir.join(name)));
     all.extend(["sessions", "spawner", "empty"].map(|name| paths.run_dir.join(name)));
     all.push(connections_dir(paths));
@@ -229,8 +241,14 @@ fn make_directory(path: &Path) -> Result<(), StartError> {
 fn lock(paths: &Paths) -> Result<Flock<File>, StartError> {
     let path = paths.run_dir.join("podspawn.lock");
     let error = |error| StartError::Lock(path.clone(), error);
-    let mut file =
-        fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(error)?;
+    let mut file = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(error)?;
     let mut holder = String::new();
     file.read_to_string(&mut holder).map_err(error)?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
@@ -240,7 +258,9 @@ fn lock(paths: &Paths) -> Result<Flock<File>, StartError> {
             writeln!(lock, "{}", std::process::id()).map_err(error)?;
             Ok(lock)
         }
-        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(StartError::Locked(paths.root.clone(), holder.trim().parse().ok())),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+            Err(StartError::Locked(paths.root.clone(), holder.trim().parse().ok()))
+        }
         Err((_, errno)) => Err(error(errno.into())),
     }
 }

@@ -3,5 +3,13 @@
 //! A wrapper is named after its call, takes typed arguments, returns `io::Result` and decides nothing.
 
 pub mod async_fd;
+pub mod confine;
+pub mod inode_flags;
+pub mod mount_api;
+pub mod pidfd;
+pub mod process;
+pub mod remove_tree;
 pub mod seqpacket;
 pub mod spawn;
+pub mod tcp;
+pub mod tty;

@@ -4,7 +4,7 @@
 use std::{
     io,
     os::{
-        fd::{AsRawFd, OwnedFd, RawFd},
+        fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
         unix::process::CommandExt,
     },
     process::Command,
@@ -41,3 +41,15 @@ fn place(fds: &[OwnedFd]) -> io::Result<()> {
     Ok(())
 }
 
+/// Takes over descriptor `number` that whoever started this process left open, and makes it close-on-exec.
+///
+/// # Errors
+/// `EBADF` if it is not open.
+pub fn inherited_fd(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: both are plain integers; the kernel checks them.
+    if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it is open, and callers take each number once, before anything else of this process opens files.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}

@@ -1,0 +1,182 @@
+//! `image ...`
+
+use std::{
+    collections::HashSet,
+    fs::File,
+    io::{self, BufWriter, Read, Write},
+    path::PathBuf,
+    time::SystemTime,
+};
+
+use anyhow::{Context as _, bail};
+use clap::Subcommand;
+use serde_json::{Value, json};
+
+use super::{Session, pull, table};
+use crate::{
+    image::{Digest, Image, ImportOptions, Reference, Store},
+    state::State,
+};
+
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// List the images
+    Ls {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print all that is known of an image, as JSON
+    Inspect {
+        /// Name of the image
+        #[arg(value_name = "REF")]
+        reference: String,
+    },
+    /// Forget an image; prune then removes what no other image needs
+    Rm {
+        /// Names of the images
+        #[arg(value_name = "REF", required = true)]
+        references: Vec<String>,
+    },
+    /// Remove layers that no image needs
+    Prune,
+    /// Make an image out of a tar of a root file system
+    Import {
+        /// The tar, perhaps compressed with gzip or zstd; - reads standard input
+        file: PathBuf,
+        /// What to call the image
+        #[arg(value_name = "REF")]
+        reference: String,
+        /// A word of the image's default command; repeat for more
+        #[arg(long, value_name = "WORD")]
+        cmd: Vec<String>,
+        /// An environment variable of the image
+        #[arg(long, value_name = "NAME=VALUE")]
+        env: Vec<String>,
+    },
+    /// Write an image's root file system as a tar
+    Export {
+        /// Name of the image
+        #[arg(value_name = "REF")]
+        reference: String,
+        /// Where to; - writes to standard output
+        file: PathBuf,
+    },
+}
+
+impl ImageCommand {
+    pub fn run(&self, session: &Session<'_>) -> anyhow::Result<()> {
+        let store = pull::open(session)?;
+        match self {
+            Self::Ls { json } => list(&store, *json),
+            Self::Inspect { reference } => inspect(&store, reference),
+            Self::Rm { references } => {
+                for reference in references {
+                    store.remove(&reference.parse()?, &in_use(session)?)?;
+                }
+                Ok(())
+            }
+            Self::Prune => {
+                let removed = store.prune(&in_use(session)?)?;
+                if !session.quiet {
+                    writeln!(io::stderr(), "{} layers removed", removed.len())?;
+                }
+                Ok(())
+            }
+            Self::Import { file, reference, cmd, env } => {
+                if let Some(bad) =
+                    env.iter().find(|entry| entry.split_once('=').is_none_or(|(name, _)| name.is_empty()))
+                {
+                    bail!("--env {bad:?} is not NAME=VALUE");
+                }
+                let reference: Reference = reference.parse()?;
+                let options = ImportOptions { command: cmd.clone(), env: env.clone() };
+                let stream: Box<dyn Read> = if file.as_os_str() == "-" {
+                    Box::new(io::stdin())
+                } else {
+                    Box::new(File::open(file).with_context(|| format!("cannot open {}", file.display()))?)
+                };
+                let image = store.import(stream, &reference, &options)?;
+                writeln!(io::stdout(), "{}", image.id)?;
+                Ok(())
+            }
+            Self::Export { reference, file } => {
+                let image = find(&store, reference)?;
+                if file.as_os_str() == "-" {
+                    return Ok(store.export(&image, BufWriter::new(io::stdout().lock()))?);
+                }
+                let to = File::create(file).with_context(|| format!("cannot create {}", file.display()))?;
+                Ok(store.export(&image, BufWriter::new(to))?)
+            }
+        }
+    }
+}
+
+fn find(store: &Store, reference: &str) -> anyhow::Result<Image> {
+    let reference: Reference = reference.parse()?;
+    let found = store.lookup(&reference)?;
+    found.with_context(|| format!("there is no image {reference}; fetch it with: podspawn pull {reference}"))
+}
+
+/// The images of sessions, also of those that a stopped server has left.
+fn in_use(session: &Session<'_>) -> anyhow::Result<HashSet<Digest>> {
+    if !session.config.paths.db.exists() {
+        return Ok(HashSet::new());
+    }
+    let used = State::open(&session.config.paths.db)?.images_in_use()?;
+    used.iter().map(|digest| digest.parse().context("the database is damaged")).collect()
+}
+
+fn list(store: &Store, json: bool) -> anyhow::Result<()> {
+    let images = store.list()?;
+    if json {
+        let all: Vec<Value> = images.iter().map(described).collect();
+        writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&all)?)?;
+        return Ok(());
+    }
+    let now = SystemTime::now();
+    let row = |image: &Image| {
+        let age = now.duration_since(image.pulled_at).unwrap_or_default();
+        [image.reference.clone(), image.id.short().to_owned(), size(image.bytes), table::duration(age.as_secs())]
+    };
+    let rows: Vec<_> = images.iter().map(row).collect();
+    Ok(table::print(["REFERENCE", "DIGEST", "SIZE", "AGE"], &rows)?)
+}
+
+fn described(image: &Image) -> Value {
+    json!({
+        "reference": image.reference,
+        "digest": image.id,
+        "bytes": image.bytes,
+        "layers": image.layers,
+        "pulled_at": humantime::format_rfc3339_seconds(image.pulled_at).to_string(),
+    })
+}
+
+fn inspect(store: &Store, reference: &str) -> anyhow::Result<()> {
+    let image = find(store, reference)?;
+    let contents = store.contents(&image)?;
+    let layers: Vec<Value> = image
+        .layers
+        .iter()
+        .zip(contents)
+        .map(|(name, contents)| {
+            json!({
+                "name": name,
+                "entries": contents.entries,
+                "bytes": contents.bytes,
+                "skipped_devices": contents.skipped_devices,
+            })
+        })
+        .collect();
+    let mut all = described(&image);
+    all["layers"] = layers.into();
+    all["config"] = serde_json::to_value(&image.config)?;
+    writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&all)?)?;
+    Ok(())
+}
+
+/// `12.3 MB`
+fn size(bytes: u64) -> String {
+    indicatif::HumanBytes(bytes).to_string()
+}

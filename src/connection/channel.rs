@@ -1,0 +1,285 @@
+//! The task of one session channel: starts what the client asked for and moves bytes until it has ended.
+//!
+//! Ends as sshd does (session.c, channels.c): the exit status is told when the process has ended, the channel is closed when
+//! its output has ended too. Output that a background process keeps open without a terminal keeps the channel open; a
+//! terminal is hung up by the kernel with its session leader.
+
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+    time::Duration,
+};
+
+use russh::{
+    ChannelId, ChannelWriteHalf,
+    server::{Handle, Msg},
+};
+use tokio::{
+    io::unix::AsyncFd,
+    sync::mpsc,
+    time::{Instant, sleep_until, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    control::{Attachment, Control},
+    inbound::Queue,
+    init_link::{InitLink, Said},
+    pump::{self, Streams},
+    signals,
+};
+use crate::{
+    protocol::{Bytes, Exec, ExitStatus, FromInit, Program, Pty, ToInit},
+    sys::tty,
+};
+
+/// How long init may take to start a process. It is on the same host; a stopped or starved container may never answer.
+const START_LIMIT: Duration = Duration::from_secs(30);
+
+/// Without a terminal, progress is of interest only when it takes longer than this.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The status for what podspawn itself could not do, as `docker run` and `env` use it.
+const FAILED: u8 = 125;
+
+/// What to run.
+pub(super) struct Start {
+    pub program: Program,
+    pub pty: Option<Pty>,
+    pub env: Vec<(Bytes, Bytes)>,
+}
+
+/// The client's side of a channel.
+pub(super) struct Line {
+    pub id: ChannelId,
+    pub handle: Handle,
+    pub write: ChannelWriteHalf<Msg>,
+    pub queue: Arc<Queue>,
+    pub events: mpsc::Receiver<ToChannel>,
+    /// Cancelled when the client has closed the channel or is gone.
+    pub closed: CancellationToken,
+}
+
+/// What the client asks of a running channel.
+pub(super) enum ToChannel {
+    Resize { columns: u16, rows: u16, width_px: u16, height_px: u16 },
+    Signal(i32),
+}
+
+/// How the work of a channel ended, for the client.
+enum End {
+    /// Everything has been told.
+    Told,
+    /// Podspawn's own message and status.
+    Failed(String, u8),
+    /// The session has ended under it.
+    Cut(String),
+}
+
+/// Runs the channel from request to close.
+pub(super) async fn run(start: Start, mut line: Line, control: Control) {
+    let terminal = start.pty.is_some();
+    let closed = line.closed.clone();
+    let end = tokio::select! {
+        end = work(start, &mut line, &control) => end,
+        () = closed.cancelled() => return,
+    };
+    let newline = if terminal { "\r\n" } else { "\n" };
+    // Whatever fails from here on does so because the client is gone.
+    let told = async {
+        match end {
+            End::Told => {}
+            End::Failed(message, status) => {
+                say(&line, &message, newline).await;
+                let _ = line.handle.exit_status_request(line.id, u32::from(status)).await;
+            }
+            End::Cut(message) => {
+                say(&line, &message, newline).await;
+                let killed = signals::named(libc::SIGKILL);
+                let _ = line.handle.exit_signal_request(line.id, killed, false, message, String::new()).await;
+            }
+        }
+        let _ = line.write.eof().await;
+        let _ = line.write.close().await;
+    };
+    tokio::select! {
+        () = told => {}
+        () = closed.cancelled() => {}
+    }
+    line.queue.discard();
+}
+
+/// Shows a line of ours on the client's stderr.
+async fn say(line: &Line, message: &str, newline: &str) {
+    // Fails only if the client is gone.
+    let _ = line.write.extended_data_bytes(1, format!("podspawn: {message}{newline}").into_bytes()).await;
+}
+
+async fn work(start: Start, line: &mut Line, control: &Control) -> End {
+    let Start { program, pty, env } = start;
+    let shows_progress = !matches!(program, Program::Sftp);
+    let link = match wait_for_session(line, control, pty.is_some(), shows_progress).await {
+        Ok(link) => link,
+        Err(message) => return End::Failed(message, FAILED),
+    };
+    let described = match &program {
+        Program::Shell => None,
+        Program::Command(command) => Some(String::from_utf8_lossy(command).into_owned()),
+        Program::Sftp => Some("internal-sftp".to_owned()),
+    };
+    let (id, mut said) = link.open();
+    let mut process = Process { link: link.clone(), id, running: true };
+    let exec = Exec { id, program, pty, env };
+    let started = async {
+        link.send(&ToInit::Exec(Box::new(exec))).await.map_err(|error| error.to_string())?;
+        timeout(START_LIMIT, said.recv()).await.map_err(|_| "the container does not answer".to_owned())
+    };
+    let fds = match started.await {
+        Ok(Some((FromInit::Started { .. }, fds))) => fds,
+        Ok(Some((FromInit::Refused { status, message, .. }, _))) => {
+            process.running = false;
+            return End::Failed(printable(&message), status);
+        }
+        Ok(Some((FromInit::Exited { .. }, _)) | None) => return End::Cut(why_ended(control)),
+        Err(message) => return End::Failed(message, FAILED),
+    };
+    let Streams { input, output, errors, terminal } = match Streams::new(fds) {
+        Ok(streams) => streams,
+        Err(error) => return End::Failed(format!("the container's answer is of no use: {error}"), FAILED),
+    };
+    let mut status = None;
+    let Line { id: channel, handle, write, queue, events, .. } = line;
+    let ended = async {
+        status = wait_for_exit(&mut said).await;
+        if let Some(status) = status {
+            tell_status(handle, *channel, status).await;
+        }
+    };
+    let outwards =
+        async { tokio::join!(pump::copy_out(&output, write, None), pump::copy_errors(&errors, write), ended) };
+    let inwards = async { tokio::join!(pump::copy_in(queue, input), obey(events, terminal.as_deref(), &process)) };
+    // The second never ends: the end of the input is told to the process, which may go on.
+    tokio::select! {
+        _ = outwards => {}
+        _ = inwards => {}
+    }
+    match status {
+        Some(status) => {
+            process.running = false;
+            control.command(described, status);
+            End::Told
+        }
+        None => End::Cut(why_ended(control)),
+    }
+}
+
+/// A process that init runs for us: hung up if we leave before it has ended.
+struct Process {
+    link: Arc<InitLink>,
+    id: u32,
+    running: bool,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.link.close(self.id);
+        if self.running {
+            let (link, id) = (self.link.clone(), self.id);
+            tokio::spawn(async move {
+                // If init cannot be told it is gone, and the process with it.
+                let _ = link.send(&ToInit::Release { id }).await;
+            });
+        }
+    }
+}
+
+/// Waits until there is a session, and shows what takes so long.
+async fn wait_for_session(
+    line: &Line,
+    control: &Control,
+    terminal: bool,
+    shows_progress: bool,
+) -> Result<Arc<InitLink>, String> {
+    let mut attachment = control.attachment();
+    let mut shown: Option<String> = None;
+    loop {
+        let state = attachment.borrow_and_update().clone();
+        let (since, progress) = match state {
+            Attachment::Ready(link) => {
+                if terminal && shown.is_some() {
+                    let _ = line.write.extended_data_bytes(1, &b"\r\x1b[K"[..]).await;
+                }
+                return Ok(link);
+            }
+            Attachment::Refused(message) | Attachment::Ended(message) => return Err(message),
+            Attachment::Waiting { since, progress } => (since, progress.filter(|_| shows_progress)),
+        };
+        let due = if terminal { since } else { since + PATIENCE };
+        if let Some(text) = progress.filter(|text| shown.as_ref() != Some(text)) {
+            if due <= Instant::now() {
+                let text = printable(&text);
+                let shape = if terminal { format!("\r\x1b[K{text}") } else { format!("podspawn: {text}\n") };
+                // The client is gone if it fails, and this task with it.
+                let _ = line.write.extended_data_bytes(1, shape.into_bytes()).await;
+                shown = Some(text);
+                continue;
+            }
+            tokio::select! {
+                changed = attachment.changed() => changed.map_err(|_| "the connection is ending".to_owned())?,
+                () = sleep_until(due) => {}
+            }
+        } else {
+            attachment.changed().await.map_err(|_| "the connection is ending".to_owned())?;
+        }
+    }
+}
+
+fn why_ended(control: &Control) -> String {
+    match &*control.attachment().borrow() {
+        Attachment::Ended(message) | Attachment::Refused(message) => message.clone(),
+        Attachment::Waiting { .. } | Attachment::Ready(_) => "the session has ended".to_owned(),
+    }
+}
+
+/// One line without control characters: the text may come from inside the container.
+fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(1000).collect()
+}
+
+async fn wait_for_exit(said: &mut mpsc::Receiver<Said>) -> Option<ExitStatus> {
+    loop {
+        match said.recv().await? {
+            (FromInit::Exited { status, .. }, _) => return Some(status),
+            (FromInit::Started { .. } | FromInit::Refused { .. }, _) => {}
+        }
+    }
+}
+
+async fn tell_status(handle: &Handle, id: ChannelId, status: ExitStatus) {
+    // Fails only if the client is gone.
+    let _ = match status {
+        ExitStatus::Code(code) => handle.exit_status_request(id, u32::from(code)).await,
+        ExitStatus::Signal { signal, core_dumped } => {
+            handle.exit_signal_request(id, signals::named(signal), core_dumped, String::new(), String::new()).await
+        }
+    };
+}
+
+/// Does what the client asks while the process runs; never ends.
+async fn obey(events: &mut mpsc::Receiver<ToChannel>, terminal: Option<&AsyncFd<OwnedFd>>, process: &Process) {
+    while let Some(event) = events.recv().await {
+        match (event, terminal) {
+            (ToChannel::Resize { columns, rows, width_px, height_px }, Some(terminal)) => {
+                if let Err(error) = tty::set_window_size(terminal.as_fd(), columns, rows, width_px, height_px) {
+                    tracing::debug!("a window size: {error}");
+                }
+            }
+            (ToChannel::Resize { .. }, None) => {}
+            (ToChannel::Signal(signal), _) => {
+                // If init cannot be told it is gone, and the process with it.
+                let _ = process.link.send(&ToInit::Signal { id: process.id, signal }).await;
+            }
+        }
+    }
+    std::future::pending().await
+}

@@ -1,0 +1,253 @@
+//! The socket to the supervisor: asks about keys, gets the session, and finds the next supervisor when this one is gone.
+
+use std::{
+    collections::HashMap,
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+};
+
+use tokio::{
+    io::Interest,
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
+
+use super::init_link::InitLink;
+use crate::{
+    protocol::{self, ExitStatus, FromConnection, KeyVerdict, ToConnection, wire::AsyncSocket},
+    sys::{async_fd, seqpacket},
+};
+
+/// Messages to the supervisor that may wait, for instance while there is none. Audit beyond it is lost.
+const WAITING: usize = 256;
+
+/// Whether there is a session.
+#[derive(Clone)]
+pub(super) enum Attachment {
+    /// Not yet; what is taking so long.
+    Waiting {
+        since: Instant,
+        progress: Option<String>,
+    },
+    Ready(Arc<InitLink>),
+    /// There will be none.
+    Refused(String),
+    /// There is none any more.
+    Ended(String),
+}
+
+enum Request {
+    Key { login: String, key: Vec<u8>, verified: bool, reply: oneshot::Sender<KeyVerdict> },
+    Attach,
+    Command { command: Option<String>, status: ExitStatus },
+}
+
+/// The task's address.
+#[derive(Clone)]
+pub(super) struct Control {
+    requests: mpsc::Sender<Request>,
+    attachment: watch::Receiver<Attachment>,
+}
+
+impl Control {
+    /// Starts the task. The receiver hears once why the connection has to end; its end means: at once.
+    pub(super) fn start(socket: AsyncSocket, adoption: OwnedFd, id: u64) -> (Self, mpsc::Receiver<String>) {
+        let (requests, from_us) = mpsc::channel(WAITING);
+        let (state, attachment) = watch::channel(Attachment::Waiting { since: Instant::now(), progress: None });
+        let (ended, receiver) = mpsc::channel(1);
+        let link =
+            Link { socket, adoption, id, from_us, state, ended, asked: HashMap::new(), next: 0, attached: false };
+        tokio::spawn(link.run());
+        (Self { requests, attachment }, receiver)
+    }
+
+    /// Asks whether the key may log in. A supervisor that is gone says no.
+    pub(super) async fn key(&self, login: String, key: Vec<u8>, verified: bool) -> KeyVerdict {
+        let (reply, answer) = oneshot::channel();
+        if self.requests.send(Request::Key { login, key, verified, reply }).await.is_err() {
+            return KeyVerdict::Reject;
+        }
+        answer.await.unwrap_or(KeyVerdict::Reject)
+    }
+
+    /// Asks for the session of the login.
+    pub(super) async fn attach(&self) {
+        // The task has ended only if the connection is ending.
+        let _ = self.requests.send(Request::Attach).await;
+    }
+
+    /// Reports what a channel ran.
+    pub(super) fn command(&self, command: Option<String>, status: ExitStatus) {
+        if self.requests.try_send(Request::Command { command, status }).is_err() {
+            tracing::warn!("a command is missing from the audit log: the supervisor does not answer");
+        }
+    }
+
+    pub(super) fn attachment(&self) -> watch::Receiver<Attachment> {
+        self.attachment.clone()
+    }
+}
+
+/// The task's own half.
+struct Link {
+    socket: AsyncSocket,
+    adoption: OwnedFd,
+    id: u64,
+    from_us: mpsc::Receiver<Request>,
+    state: watch::Sender<Attachment>,
+    ended: mpsc::Sender<String>,
+    asked: HashMap<u32, oneshot::Sender<KeyVerdict>>,
+    next: u32,
+    attached: bool,
+}
+
+impl Link {
+    async fn run(mut self) {
+        loop {
+            let init = match &*self.state.borrow() {
+                Attachment::Ready(link) => Some(link.clone()),
+                Attachment::Waiting { .. } | Attachment::Refused(_) | Attachment::Ended(_) => None,
+            };
+            let init_gone = async {
+                match init {
+                    Some(link) => link.run().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let alive = tokio::select! {
+                message = self.socket.recv::<ToConnection>() => match message {
+                    Ok(Some((message, fds))) => self.heard(message, fds),
+                    Ok(None) => self.supervisor_gone().await,
+                    Err(error) => {
+                        tracing::warn!("the supervisor's socket: {error}");
+                        self.supervisor_gone().await
+                    }
+                },
+                Some(request) = self.from_us.recv() => {
+                    if self.pass_on(request).await { true } else { self.supervisor_gone().await }
+                }
+                () = init_gone => {
+                    self.end("the session has ended".to_owned());
+                    true
+                }
+            };
+            if !alive {
+                // Dropping `ended` ends the connection.
+                return;
+            }
+        }
+    }
+
+    /// Handles what the supervisor says; false ends the connection at once.
+    fn heard(&mut self, message: ToConnection, mut fds: Vec<OwnedFd>) -> bool {
+        match message {
+            ToConnection::Key { request, verdict } => {
+                if let Some(reply) = self.asked.remove(&request) {
+                    // The client may have gone meanwhile.
+                    let _ = reply.send(verdict);
+                }
+            }
+            ToConnection::Attached { session: _ } => {
+                let link = fds.pop().map(InitLink::new);
+                match link {
+                    Some(Ok(link)) => {
+                        self.attached = true;
+                        self.state.send_replace(Attachment::Ready(Arc::new(link)));
+                    }
+                    Some(Err(error)) => self.end(format!("the session cannot be used: {error}")),
+                    None => self.end("the session cannot be used: its socket is missing".to_owned()),
+                }
+            }
+            ToConnection::Refused { message } => {
+                self.state.send_replace(Attachment::Refused(message.clone()));
+                // Full only if the end has been announced already.
+                let _ = self.ended.try_send(message);
+            }
+            ToConnection::Progress { line } => {
+                self.state.send_if_modified(|state| match state {
+                    Attachment::Waiting { progress, .. } => {
+                        *progress = Some(line);
+                        true
+                    }
+                    Attachment::Ready(_) | Attachment::Refused(_) | Attachment::Ended(_) => false,
+                });
+            }
+            ToConnection::Terminate { message } => self.end(message),
+            ToConnection::Serve(_) | ToConnection::Adopt { .. } => {
+                tracing::warn!("the supervisor sent something that is not for this point");
+                return false;
+            }
+        }
+        true
+    }
+
+    fn end(&mut self, message: String) {
+        self.state.send_replace(Attachment::Ended(message.clone()));
+        // As above.
+        let _ = self.ended.try_send(message);
+    }
+
+    /// Sends a request; false if the supervisor is gone.
+    async fn pass_on(&mut self, request: Request) -> bool {
+        let message = match request {
+            Request::Key { login, key, verified, reply } => {
+                self.next += 1;
+                self.asked.insert(self.next, reply);
+                FromConnection::Key { request: self.next, login, key, verified }
+            }
+            Request::Attach => {
+                let since = Instant::now();
+                self.state.send_replace(Attachment::Waiting { since, progress: None });
+                FromConnection::Attach
+            }
+            Request::Command { command, status } => FromConnection::Command { command, status },
+        };
+        self.socket.send(&message, &[]).await.is_ok()
+    }
+
+    /// Waits for the next supervisor, if there is something to keep for it; false if there is not.
+    async fn supervisor_gone(&mut self) -> bool {
+        if !self.attached || !matches!(*self.state.borrow(), Attachment::Ready(_)) {
+            return false;
+        }
+        let init = match &*self.state.borrow() {
+            Attachment::Ready(link) => link.clone(),
+            Attachment::Waiting { .. } | Attachment::Refused(_) | Attachment::Ended(_) => return false,
+        };
+        tokio::select! {
+            adopted = self.wait_for_adoption() => match adopted {
+                Ok(socket) => {
+                    self.socket = socket;
+                    true
+                }
+                Err(error) => {
+                    tracing::error!("cannot wait for a new supervisor: {error}");
+                    false
+                }
+            },
+            // Nothing is left to keep.
+            () = init.run() => {
+                self.end("the session has ended".to_owned());
+                std::future::pending().await
+            }
+        }
+    }
+
+    async fn wait_for_adoption(&self) -> std::io::Result<AsyncSocket> {
+        let listener = self.adoption.try_clone()?;
+        nix::fcntl::fcntl(&listener, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
+        let listener = async_fd::register(listener, Interest::READABLE)?;
+        loop {
+            let mut ready = listener.readable().await?;
+            let Ok(accepted) = ready.try_io(|listener| seqpacket::accept(listener.as_fd())) else { continue };
+            let socket = AsyncSocket::new(accepted?)?;
+            // Only root can reach the socket file, so whoever this is, it is no client.
+            if let Ok(Some((ToConnection::Adopt { version: _ }, _))) = socket.recv::<ToConnection>().await {
+                let greeting = FromConnection::Adopted { version: protocol::VERSION, connection: self.id };
+                if socket.send(&greeting, &[]).await.is_ok() {
+                    return Ok(socket);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! russh's callbacks: they translate what the client asks for and hand it over. None of them waits for anything but the
+//! supervisor's word on a key.
+
+use std::{collections::HashMap, sync::Arc};
+
+use russh::{
+    Channel, ChannelId, ChannelOpenFailure, Error, Sig,
+    keys::PublicKey,
+    server::{Auth, ChannelOpenHandle, Msg, PublicKeyOffer, Session, VerifiedPublicKey},
+};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    channel::{self, Line, Start, ToChannel},
+    control::Control,
+    inbound::{Queue, Queues},
+    signals,
+    stream::LoggedIn,
+};
+use crate::protocol::{Bytes, KeyOptions, KeyVerdict, Program, Pty, Serve};
+
+/// Requests of a client that may wait for a channel's task; window sizes and signals beyond it are dropped.
+const WAITING: usize = 64;
+
+/// Environment variables of one channel, and the size of each (docs/security.md, "channels").
+const MAX_ENV: usize = 64;
+const MAX_ENV_BYTES: usize = 4096;
+
+/// Longer names are of no use, and travel to the supervisor and its log.
+const MAX_LOGIN: usize = 256;
+
+pub(super) struct Handler {
+    control: Control,
+    queues: Arc<Queues>,
+    logged_in: LoggedIn,
+    accept_env: Vec<String>,
+    max_sessions: usize,
+    /// SSH_CLIENT and SSH_CONNECTION.
+    addresses: Vec<(Bytes, Bytes)>,
+    options: KeyOptions,
+    channels: HashMap<ChannelId, Open>,
+}
+
+/// A session channel.
+struct Open {
+    queue: Arc<Queue>,
+    to_task: mpsc::Sender<ToChannel>,
+    closed: CancellationToken,
+    pty: Option<Pty>,
+    env: Vec<(Bytes, Bytes)>,
+    /// Until the client has said what to run.
+    idle: Option<Line>,
+}
+
+impl Handler {
+    pub(super) fn new(serve: &Serve, control: Control, queues: Arc<Queues>, logged_in: LoggedIn) -> Self {
+        let (peer, local) = (serve.peer, serve.local);
+        let (peer_ip, local_ip) = (peer.ip().to_canonical(), local.ip().to_canonical());
+        let addresses = [
+            ("SSH_CLIENT", format!("{peer_ip} {} {}", peer.port(), local.port())),
+            ("SSH_CONNECTION", format!("{peer_ip} {} {local_ip} {}", peer.port(), local.port())),
+        ];
+        Self {
+            control,
+            queues,
+            logged_in,
+            accept_env: serve.settings.accept_env.clone(),
+            max_sessions: serve.settings.max_sessions as usize,
+            addresses: addresses.into_iter().map(|(name, value)| pair(name, &value)).collect(),
+            options: KeyOptions::default(),
+            channels: HashMap::new(),
+        }
+    }
+
+    async fn judge(&self, user: &str, key: &PublicKey, verified: bool) -> KeyVerdict {
+        let Ok(key) = key.to_bytes() else { return KeyVerdict::Reject };
+        let login = user.chars().take(MAX_LOGIN).collect();
+        self.control.key(login, key, verified).await
+    }
+
+    /// Starts what the client has asked for, or whatever its key is for. Answers the request.
+    fn start(&mut self, id: ChannelId, asked: Program, session: &mut Session) -> Result<(), Error> {
+        let Some(line) = self.channels.get_mut(&id).and_then(|open| open.idle.take()) else {
+            // A channel runs one thing only (RFC 4254, 6.5).
+            return session.channel_failure(id);
+        };
+        let Some(open) = self.channels.get_mut(&id) else { return session.channel_failure(id) };
+        let mut env = std::mem::take(&mut open.env);
+        env.extend(self.options.environment.iter().map(|(name, value)| pair(name, value)));
+        env.extend(self.addresses.iter().cloned());
+        let mut pty = open.pty.take();
+        let program = match &self.options.command {
+            None => asked,
+            Some(forced) => {
+                if let Program::Command(original) = asked {
+                    env.push((Bytes::from(&b"SSH_ORIGINAL_COMMAND"[..]), original));
+                } else if let Program::Sftp = asked {
+                    env.push(pair("SSH_ORIGINAL_COMMAND", "internal-sftp"));
+                }
+                Program::Command(Bytes::from(forced.as_bytes()))
+            }
+        };
+        if let Program::Sftp = program {
+            pty = None;
+        }
+        let start = Start { program, pty, env };
+        tokio::spawn(channel::run(start, line, self.control.clone()));
+        session.channel_success(id)
+    }
+
+    fn allows_env(&self, name: &str) -> bool {
+        self.accept_env.iter().any(|pattern| match pattern.strip_suffix('*') {
+            Some(prefix) => name.starts_with(prefix),
+            None => name == pattern,
+        })
+    }
+}
+
+fn pair(name: &str, value: &str) -> (Bytes, Bytes) {
+    (Bytes::from(name.as_bytes()), Bytes::from(value.as_bytes()))
+}
+
+fn reject() -> Auth {
+    Auth::Reject { proceed_with_methods: None, partial_success: false }
+}
+
+/// A terminal size as the kernel keeps it; a larger one makes no sense.
+fn cells(count: u32) -> u16 {
+    u16::try_from(count).unwrap_or(u16::MAX)
+}
+
+impl russh::server::Handler for Handler {
+    type Error = Error;
+
+    async fn auth_publickey_offered(&mut self, user: &str, offer: PublicKeyOffer<'_>) -> Result<Auth, Error> {
+        match self.judge(user, offer.public_key, false).await {
+            KeyVerdict::Accept(_) => Ok(Auth::Accept),
+            KeyVerdict::Reject => Ok(reject()),
+        }
+    }
+
+    async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, Error> {
+        match self.judge(user, key.public_key, true).await {
+            KeyVerdict::Accept(options) => {
+                self.options = options;
+                Ok(Auth::Accept)
+            }
+            KeyVerdict::Reject => Ok(reject()),
+        }
+    }
+
+    /// The session is made while the client is still opening its channel.
+    async fn auth_succeeded(&mut self, _session: &mut Session) -> Result<(), Error> {
+        self.logged_in.set();
+        self.control.attach().await;
+        Ok(())
+    }
+
+    async fn channel_open_session(
+        &mut self,
+        channel: Channel<Msg>,
+        reply: ChannelOpenHandle,
+        session: &mut Session,
+    ) -> Result<(), Error> {
+        if self.channels.len() >= self.max_sessions {
+            reply.reject(ChannelOpenFailure::ResourceShortage).await;
+            return Ok(());
+        }
+        let id = channel.id();
+        // Data comes through the callback below. With the read half gone russh does not wait for anybody to take it.
+        let (_, write) = channel.split();
+        let queue = Arc::new(self.queues.queue());
+        let (to_task, events) = mpsc::channel(WAITING);
+        let closed = CancellationToken::new();
+        let line = Line { id, handle: session.handle(), write, queue: queue.clone(), events, closed: closed.clone() };
+        self.channels.insert(id, Open { queue, to_task, closed, pty: None, env: Vec::new(), idle: Some(line) });
+        reply.accept().await;
+        Ok(())
+    }
+
+    async fn pty_request(
+        &mut self,
+        id: ChannelId,
+        term: &str,
+        columns: u32,
+        rows: u32,
+        width_px: u32,
+        height_px: u32,
+        modes: &[(russh::Pty, u32)],
+        session: &mut Session,
+    ) -> Result<(), Error> {
+        match self.channels.get_mut(&id) {
+            Some(open) if open.idle.is_some() && open.pty.is_none() && !self.options.no_pty => {
+                open.pty = Some(Pty {
+                    term: term.chars().take(256).collect(),
+                    columns: cells(columns),
+                    rows: cells(rows),
+                    width_px: cells(width_px),
+                    height_px: cells(height_px),
+                    modes: modes.iter().map(|(opcode, value)| (*opcode as u8, *value)).collect(),
+                });
+                session.channel_success(id)
+            }
+            _ => session.channel_failure(id),
+        }
+    }
+
+    async fn window_change_request(
+        &mut self,
+        id: ChannelId,
+        columns: u32,
+        rows: u32,
+        width_px: u32,
+        height_px: u32,
+        _session: &mut Session,
+    ) -> Result<(), Error> {
+        let (columns, rows, width_px, height_px) = (cells(columns), cells(rows), cells(width_px), cells(height_px));
+        if let Some(open) = self.channels.get_mut(&id) {
+            match &mut open.pty {
+                Some(pty) => {
+                    (pty.columns, pty.rows, pty.width_px, pty.height_px) = (columns, rows, width_px, height_px);
+                }
+                // When as many wait already, a later one will tell the size that counts.
+                None => drop(open.to_task.try_send(ToChannel::Resize { columns, rows, width_px, height_px })),
+            }
+        }
+        Ok(())
+    }
+
+    async fn env_request(
+        &mut self,
+        id: ChannelId,
+        name: &str,
+        value: &str,
+        session: &mut Session,
+    ) -> Result<(), Error> {
+        let allowed = self.allows_env(name);
+        match self.channels.get_mut(&id) {
+            Some(open)
+                if allowed
+                    && open.idle.is_some()
+                    && open.env.len() < MAX_ENV
+                    && name.len() + value.len() <= MAX_ENV_BYTES
+                    && !name.contains(['=', '\0'])
+                    && !value.contains('\0') =>
+            {
+                open.env.push(pair(name, value));
+                session.channel_success(id)
+            }
+            _ => session.channel_failure(id),
+        }
+    }
+
+    async fn shell_request(&mut self, id: ChannelId, session: &mut Session) -> Result<(), Error> {
+        self.start(id, Program::Shell, session)
+    }
+
+    async fn exec_request(&mut self, id: ChannelId, command: &[u8], session: &mut Session) -> Result<(), Error> {
+        self.start(id, Program::Command(Bytes::from(command)), session)
+    }
+
+    async fn subsystem_request(&mut self, id: ChannelId, name: &str, session: &mut Session) -> Result<(), Error> {
+        if name == "sftp" { self.start(id, Program::Sftp, session) } else { session.channel_failure(id) }
+    }
+
+    async fn signal(&mut self, id: ChannelId, signal: Sig, _session: &mut Session) -> Result<(), Error> {
+        if let (Some(open), Some(number)) = (self.channels.get(&id), signals::number(&signal)) {
+            // A client that sends more than the task takes has been heard.
+            drop(open.to_task.try_send(ToChannel::Signal(number)));
+        }
+        Ok(())
+    }
+
+    async fn data(&mut self, id: ChannelId, data: &[u8], session: &mut Session) -> Result<(), Error> {
+        let Some(open) = self.channels.get(&id) else { return Ok(()) };
+        if let Err(error) = open.queue.push(data) {
+            tracing::warn!("a client is disconnected: {error}");
+            return session.disconnect(russh::Disconnect::ByApplication, &error.to_string(), "");
+        }
+        Ok(())
+    }
+
+    async fn channel_eof(&mut self, id: ChannelId, _session: &mut Session) -> Result<(), Error> {
+        if let Some(open) = self.channels.get(&id) {
+            open.queue.end();
+        }
+        Ok(())
+    }
+
+    async fn channel_close(&mut self, id: ChannelId, _session: &mut Session) -> Result<(), Error> {
+        if let Some(open) = self.channels.remove(&id) {
+            open.closed.cancel();
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Handler {
+    fn drop(&mut self) {
+        for open in self.channels.values() {
+            open.closed.cancel();
+        }
+    }
+}

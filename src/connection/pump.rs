@@ -1,0 +1,158 @@
+//! Moving bytes between a channel and the process behind it.
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, OFlag, fcntl},
+    sys::socket::{Shutdown, shutdown},
+    unistd,
+};
+use russh::{ChannelWriteHalf, server::Msg};
+use tokio::io::{Interest, unix::AsyncFd};
+
+use super::inbound::Queue;
+use crate::sys::async_fd;
+
+/// What is read from a process at once.
+const BUFFER: usize = 64 << 10;
+
+type Fd = Arc<AsyncFd<OwnedFd>>;
+
+/// Our ends of a process's input and output.
+pub(super) struct Streams {
+    pub input: Input,
+    pub output: Fd,
+    pub errors: Option<Fd>,
+    /// The terminal's leader, if there is one.
+    pub terminal: Option<Fd>,
+}
+
+/// Where the client's bytes go, which decides what their end does.
+pub(super) enum Input {
+    /// Closed at the end.
+    Pipe(Fd),
+    /// Shut down for writing at the end.
+    Socket(Fd),
+    /// Left as it is: a terminal has no end of input but the one that is typed.
+    Terminal(Fd),
+}
+
+impl Streams {
+    /// From what init sends: a terminal's leader or a stream socket (one descriptor), or three pipes.
+    pub(super) fn new(fds: Vec<OwnedFd>) -> io::Result<Self> {
+        let count = fds.len();
+        let mut fds = fds.into_iter().map(register);
+        match (count, fds.next(), fds.next(), fds.next()) {
+            (1, Some(fd), None, None) => {
+                let fd = fd?;
+                let is_terminal = unistd::isatty(fd.as_fd()).unwrap_or(false);
+                let input = if is_terminal { Input::Terminal(fd.clone()) } else { Input::Socket(fd.clone()) };
+                let terminal = is_terminal.then(|| fd.clone());
+                Ok(Self { input, output: fd, errors: None, terminal })
+            }
+            (3, Some(stdin), Some(stdout), Some(stderr)) => {
+                Ok(Self { input: Input::Pipe(stdin?), output: stdout?, errors: Some(stderr?), terminal: None })
+            }
+            _ => Err(io::Error::other(format!("{count} descriptors"))),
+        }
+    }
+}
+
+fn register(fd: OwnedFd) -> io::Result<Fd> {
+    fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    Ok(Arc::new(async_fd::register(fd, Interest::READABLE | Interest::WRITABLE)?))
+}
+
+/// Sends what the process writes until it ends, waiting while the client takes no more. `extended` is the data type of
+/// RFC 4254, 5.2.
+pub(super) async fn copy_out(from: &AsyncFd<OwnedFd>, to: &ChannelWriteHalf<Msg>, extended: Option<u32>) {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let length = match read(from, &mut buffer).await {
+            Ok(0) => return,
+            Ok(length) => length,
+            // EIO is how a terminal's leader says that nobody has the other end open any more (pty(7)).
+            Err(error) => {
+                if error.raw_os_error() != Some(libc::EIO) {
+                    tracing::debug!("reading a process's output: {error}");
+                }
+                return;
+            }
+        };
+        let data = Bytes::copy_from_slice(&buffer[..length]);
+        let sent = match extended {
+            None => to.data_bytes(data).await,
+            Some(kind) => to.extended_data_bytes(kind, data).await,
+        };
+        if sent.is_err() {
+            // The connection is ending, and with it this task.
+            return;
+        }
+    }
+}
+
+/// Sends stderr, where the process has one of its own.
+pub(super) async fn copy_errors(from: &Option<Fd>, to: &ChannelWriteHalf<Msg>) {
+    if let Some(from) = from {
+        copy_out(from, to, Some(1)).await;
+    }
+}
+
+async fn read(from: &AsyncFd<OwnedFd>, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        let mut ready = from.readable().await?;
+        match ready.try_io(|fd| Ok(unistd::read(fd.get_ref(), buffer)?)) {
+            Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+            Ok(result) => return result,
+            Err(_would_block) => {}
+        }
+    }
+}
+
+/// Gives the process what the client sends, and the end of it. A process that takes no more is no error; what the client
+/// still sends is dropped.
+pub(super) async fn copy_in(queue: &Queue, to: Input) {
+    let (Input::Pipe(fd) | Input::Socket(fd) | Input::Terminal(fd)) = &to;
+    loop {
+        match queue.pop().await {
+            Ok(Some(data)) => {
+                if let Err(error) = write_all(fd, &data).await {
+                    tracing::debug!("writing to a process: {error}");
+                    queue.discard();
+                    break;
+                }
+            }
+            Ok(None) => break,
+            Err(error) => {
+                tracing::error!("a client's data is lost: {error}");
+                break;
+            }
+        }
+    }
+    if let Input::Socket(fd) = &to {
+        // ENOTCONN: the server at the other end has ended already.
+        match shutdown(fd.as_raw_fd(), Shutdown::Write) {
+            Ok(()) | Err(Errno::ENOTCONN) => {}
+            Err(errno) => tracing::debug!("ending a process's input: {errno}"),
+        }
+    }
+}
+
+async fn write_all(to: &AsyncFd<OwnedFd>, mut data: &[u8]) -> io::Result<()> {
+    while !data.is_empty() {
+        let mut ready = to.writable().await?;
+        match ready.try_io(|fd| Ok(unistd::write(fd.get_ref(), data)?)) {
+            Ok(Ok(length)) => data = &data[length..],
+            Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+            Ok(Err(error)) => return Err(error),
+            Err(_would_block) => {}
+        }
+    }
+    Ok(())
+}

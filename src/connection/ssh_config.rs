@@ -1,0 +1,82 @@
+//! How russh is set up: algorithms, limits, and what of its defaults does not suit a server like ours.
+
+use std::{borrow::Cow, time::Duration};
+
+use russh::{
+    Limits, MethodKind, MethodSet, Preferred, SshId, cipher, kex,
+    keys::{Algorithm, EcdsaCurve, HashAlg, PrivateKey, ssh_key},
+    mac,
+    server::Config,
+};
+
+use crate::protocol::Serve;
+
+/// The receive window of a channel. Large, because russh's limit on what may be pending during a key exchange is twice the
+/// window, for the whole connection (docs/russh.md).
+const WINDOW: u32 = 16 << 20;
+
+/// Post-quantum key exchange first; nothing with SHA-1.
+const KEX: &[kex::Name] = &[
+    kex::MLKEM768X25519_SHA256,
+    kex::CURVE25519,
+    kex::CURVE25519_PRE_RFC_8731,
+    kex::DH_G18_SHA512,
+    kex::DH_G16_SHA512,
+    kex::EXTENSION_SUPPORT_AS_SERVER,
+    kex::EXTENSION_OPENSSH_STRICT_KEX_AS_SERVER,
+];
+
+const CIPHERS: &[cipher::Name] = &[
+    cipher::AES_128_GCM,
+    cipher::AES_256_GCM,
+    cipher::CHACHA20_POLY1305,
+    cipher::AES_256_CTR,
+    cipher::AES_192_CTR,
+    cipher::AES_128_CTR,
+];
+
+const MACS: &[mac::Name] = &[mac::HMAC_SHA256_ETM, mac::HMAC_SHA512_ETM];
+
+/// Signatures by host keys and users' keys: no RSA with SHA-1.
+const KEYS: &[Algorithm] = &[
+    Algorithm::Ed25519,
+    Algorithm::Ecdsa { curve: EcdsaCurve::NistP256 },
+    Algorithm::Ecdsa { curve: EcdsaCurve::NistP384 },
+    Algorithm::Ecdsa { curve: EcdsaCurve::NistP521 },
+    Algorithm::Rsa { hash: Some(HashAlg::Sha512) },
+    Algorithm::Rsa { hash: Some(HashAlg::Sha256) },
+];
+
+/// russh's configuration for one client.
+pub(super) fn config(serve: &Serve) -> Result<Config, ssh_key::Error> {
+    let keys = serve.host_keys.iter().map(|key| PrivateKey::from_openssh(&key.0)).collect::<Result<_, _>>()?;
+    let settings = &serve.settings;
+    let interval = Duration::from_millis(settings.client_alive_interval_ms);
+    Ok(Config {
+        server_id: SshId::Standard(Cow::Borrowed(concat!("SSH-2.0-podspawn_", env!("CARGO_PKG_VERSION")))),
+        methods: MethodSet::from(&[MethodKind::PublicKey][..]),
+        // The same for every rejection, whatever the reason.
+        auth_rejection_time: Duration::from_millis(300),
+        // The `none` that OpenSSH begins with to learn the methods.
+        auth_rejection_time_initial: Some(Duration::ZERO),
+        max_auth_attempts: settings.max_auth_tries as usize,
+        keys,
+        window_size: WINDOW,
+        maximum_packet_size: 64 << 10,
+        event_buffer_size: 64,
+        limits: Limits::new(1 << 30, 1 << 30, Duration::from_secs(3600)),
+        preferred: Preferred {
+            kex: Cow::Borrowed(KEX),
+            key: Cow::Borrowed(KEYS),
+            cipher: Cow::Borrowed(CIPHERS),
+            mac: Cow::Borrowed(MACS),
+            ..Preferred::DEFAULT
+        },
+        // An idle shell is no reason to disconnect; a silent client is asked for a sign of life.
+        inactivity_timeout: None,
+        keepalive_interval: (!interval.is_zero()).then_some(interval),
+        keepalive_max: settings.client_alive_count_max as usize,
+        nodelay: true,
+        ..Config::default()
+    })
+}

@@ -1,0 +1,216 @@
+//! The mounts of a container, made from the inside. Targets are opened first and mounted on by descriptor, so nothing of
+//! the image is followed out of its place; `/proc`, `/sys` and `/dev` must be plain directories.
+
+use std::{
+    ffi::{CStr, CString},
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{OFlag, open},
+    mount::{MntFlags, umount2},
+    sys::stat::Mode,
+    unistd::{chdir, fchdir, pivot_root},
+};
+
+use super::files;
+use crate::{
+    protocol::{CgroupJoin, ContainerSpec},
+    sys::mount_api::{
+        attr, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_setattr, move_mount,
+        open_tree_clone,
+    },
+};
+
+const INERT: u64 = attr::NOSUID | attr::NODEV | attr::NOEXEC;
+
+/// Hidden: files show as empty, directories too (reference: security.md, 3.5).
+const MASKED: [&str; 18] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/kpagecount",
+    "/proc/kpageflags",
+    "/proc/vmallocinfo",
+    "/proc/slabinfo",
+    "/proc/kallsyms",
+    "/proc/kmsg",
+    "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+];
+
+/// Writable by nobody.
+const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// A mount of a new file system of type `name`, attached nowhere.
+fn new_mount(name: &CStr, options: &[(&CStr, &CStr)], flags: &[&CStr], attributes: u64) -> io::Result<OwnedFd> {
+    let context = fsopen(name)?;
+    for (key, value) in options {
+        fsconfig_set_string(context.as_fd(), key, value)?;
+    }
+    for flag in flags {
+        fsconfig_set_flag(context.as_fd(), flag)?;
+    }
+    fsconfig_create(context.as_fd())?;
+    fsmount(context.as_fd(), attributes)
+}
+
+/// A procfs of this pid namespace.
+pub(super) fn new_proc() -> io::Result<OwnedFd> {
+    new_mount(c"proc", &[], &[], INERT)
+}
+
+/// Makes the detached mount `rootfs` the root of everything and detaches the host's tree.
+///
+/// It is attached on top of `/`: the host's directories belong to an id that we are not any more.
+pub(super) fn pivot(rootfs: &OwnedFd) -> io::Result<()> {
+    let here = open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    move_mount(rootfs.as_fd(), here.as_fd())?;
+    drop(here);
+    fchdir(rootfs)?;
+    // The old root goes on top of the new one, where "." still is below it (pivot_root(2), NOTES).
+    pivot_root(".", ".")?;
+    umount2(".", MntFlags::MNT_DETACH)?;
+    chdir("/")?;
+    let inside = nix::unistd::getcwd()?;
+    if inside.as_os_str() != "/" {
+        return Err(io::Error::other(format!("the working directory is {}", inside.display()))); // CVE-2024-21626
+    }
+    Ok(())
+}
+
+/// Mounts everything that every container has. Returns its devpts, opened.
+///
+/// # Errors
+/// With the step that failed.
+pub(super) fn mount_all(
+    spec: &ContainerSpec,
+    proc: &OwnedFd,
+    dev: &OwnedFd,
+    sys: &OwnedFd,
+) -> Result<OwnedFd, (String, io::Error)> {
+    let attach = |mount: &OwnedFd, path: &str| {
+        let attach = || move_mount(mount.as_fd(), files::mount_point(path)?.as_fd());
+        attach().map_err(|error| (format!("mount {path}"), error))
+    };
+    let make = |path: &str, name: &CStr, options: &[(&CStr, &CStr)], flags: &[&CStr], attributes: u64| {
+        let mount = new_mount(name, options, flags, attributes).map_err(|error| (format!("mount {path}"), error))?;
+        attach(&mount, path).map(|()| mount)
+    };
+    attach(proc, "/proc")?;
+    attach(dev, "/dev")?;
+    // 5 is the group tty of every distribution. The maximum is on terminals, each of which costs kernel memory.
+    let pts_options = [(c"ptmxmode", c"0666"), (c"mode", c"620"), (c"gid", c"5"), (c"max", c"64")];
+    let pts = make("/dev/pts", c"devpts", &pts_options, &[c"newinstance"], attr::NOSUID | attr::NOEXEC)?;
+    let size = CString::new(spec.shm_bytes.to_string()).unwrap_or_default();
+    make("/dev/shm", c"tmpfs", &[(c"size", &size), (c"mode", c"1777")], &[], INERT)?;
+    make("/dev/mqueue", c"mqueue", &[], &[], INERT)?;
+    attach(sys, "/sys")?;
+    if spec.cgroup == CgroupJoin::V2 {
+        let cgroup = make("/sys/fs/cgroup", c"cgroup2", &[], &[], INERT)?;
+        mount_setattr(cgroup.as_fd(), attr::RDONLY)
+            .map_err(|error| ("make /sys/fs/cgroup read-only".to_owned(), error))?;
+    }
+    Ok(pts)
+}
+
+/// Hides and write-protects what `/proc` and `/sys` tell about or do to the host.
+pub(super) fn mask(dev: &OwnedFd) -> io::Result<()> {
+    // One empty read-only tmpfs serves all directories: attached once, and cloned from there.
+    let mut empty: Option<OwnedFd> = None;
+    let throttles = thermal_throttles()?;
+    for path in MASKED.into_iter().chain(throttles.iter().map(String::as_str)) {
+        let Some((target, is_directory)) = existing(path)? else { continue };
+        if !is_directory {
+            // Our own node by descriptor, never a path of the image (CVE-2025-31133).
+            move_mount(open_tree_clone(dev.as_fd(), c"null")?.as_fd(), target.as_fd())?;
+        } else if let Some(attached) = &empty {
+            move_mount(open_tree_clone(attached.as_fd(), c"")?.as_fd(), target.as_fd())?;
+        } else {
+            let new = new_mount(c"tmpfs", &[(c"size", c"4k"), (c"mode", c"555")], &[], INERT | attr::RDONLY)?;
+            move_mount(new.as_fd(), target.as_fd())?;
+            empty = Some(new);
+        }
+    }
+    for path in READ_ONLY {
+        let Some((target, _)) = existing(path)? else { continue };
+        let clone = open_tree_clone(target.as_fd(), c"")?;
+        mount_setattr(clone.as_fd(), attr::RDONLY)?;
+        move_mount(clone.as_fd(), target.as_fd())?;
+    }
+    Ok(())
+}
+
+/// Opens `path` of /proc or /sys if this kernel has it; whether it is a directory.
+fn existing(path: &str) -> io::Result<Option<(OwnedFd, bool)>> {
+    let opened = match open(path, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty()) {
+        Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(None),
+        other => other?,
+    };
+    let is_directory = files::is_directory(opened.as_fd())?;
+    Ok(Some((opened, is_directory)))
+}
+
+/// `/sys/devices/system/cpu/cpuN/thermal_throttle`, a side channel, of each processor that has it.
+fn thermal_throttles() -> io::Result<Vec<String>> {
+    let cpus = match std::fs::read_dir("/sys/devices/system/cpu") {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other?,
+    };
+    let mut paths = Vec::new();
+    for cpu in cpus {
+        let path = cpu?.path().join("thermal_throttle");
+        if path.is_dir()
+            && let Some(path) = path.to_str()
+        {
+            paths.push(path.to_owned());
+        }
+    }
+    Ok(paths)
+}
+
+/// Mounts a tmpfs on `path`, which is made if it is missing. `options` are those of mount(8), comma-separated.
+///
+/// # Errors
+/// `InvalidInput` for an option that has no place here.
+pub(super) fn extra_tmpfs(path: &str, options: &str) -> io::Result<()> {
+    let mut attributes = attr::NOSUID | attr::NODEV;
+    let mut settings = Vec::new();
+    for option in options.split(',').filter(|option| !option.is_empty()) {
+        match option.split_once('=') {
+            Some((key @ ("size" | "mode" | "uid" | "gid" | "nr_inodes"), value)) => {
+                settings.push((c_string(key)?, c_string(value)?));
+            }
+            None if option == "noexec" => attributes |= attr::NOEXEC,
+            None if option == "ro" => attributes |= attr::RDONLY,
+            None if option == "suid" => attributes &= !attr::NOSUID,
+            // The defaults; a device node could not be opened anyway.
+            None if matches!(option, "rw" | "exec" | "nosuid" | "nodev") => {}
+            _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("unknown option {option:?}"))),
+        }
+    }
+    let settings: Vec<(&CStr, &CStr)> =
+        settings.iter().map(|(key, value)| (key.as_c_str(), value.as_c_str())).collect();
+    let mount = new_mount(c"tmpfs", &settings, &[], attributes)?;
+    move_mount(mount.as_fd(), files::make_directories(path)?.as_fd())
+}
+
+fn c_string(text: &str) -> io::Result<CString> {
+    CString::new(text).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+/// Makes `/` read-only, but not what is mounted below it.
+pub(super) fn make_root_read_only() -> io::Result<()> {
+    let root = open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let root: BorrowedFd<'_> = root.as_fd();
+    mount_setattr(root, attr::RDONLY)
+}

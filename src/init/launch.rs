@@ -1,0 +1,324 @@
+//! Starting one process of the session: its ends of pipes or a terminal, its ids and environment, and its exec.
+//!
+//! Capabilities, seccomp, cgroups and namespaces are init's own and inherited; an unprivileged process loses all
+//! capabilities when it takes the user's ids, root's are cut to the bounding set by exec.
+//!
+//! Without a terminal the ends are pipes, not sockets: programs that open `/dev/stdout` or `/proc/self/fd/1` again can,
+//! so the pipes belong to the user.
+
+use std::{
+    collections::BTreeMap,
+    ffi::{CStr, CString},
+    io::{self, Read},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::OFlag,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask},
+        socket::{AddressFamily, SockFlag, SockType, socketpair},
+        stat::{Mode, umask},
+    },
+    unistd::{
+        Gid, Pid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, execve, fchown, pipe2, setgroups, setresgid,
+        setresuid, setsid, write,
+    },
+};
+
+use super::{account::Account, files, home, privileges, sftp, terminal::Terminal};
+use crate::{
+    protocol::{ContainerSpec, Exec, Program, SecuritySpec},
+    sys::{
+        process::{self, SingleThreaded},
+        tty,
+    },
+};
+
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// How long a child may take from fork to exec. It is ours all that time, so only a stopped one needs longer.
+const EXEC_LIMIT: Duration = Duration::from_secs(10);
+
+/// The statuses that shells use.
+const CANNOT_EXECUTE: u8 = 126;
+const NOT_FOUND: u8 = 127;
+/// Our own.
+const FAILED: u8 = 125;
+
+/// What all processes of the session have in common.
+#[derive(Debug)]
+pub(super) struct Surroundings {
+    pub(super) account: Account,
+    security: SecuritySpec,
+    env: Vec<(String, String)>,
+    workdir: Option<String>,
+    session: String,
+    /// The directory of the container's devpts.
+    devpts: OwnedFd,
+    proof: SingleThreaded,
+}
+
+/// A process that has been started.
+#[derive(Debug)]
+pub(super) struct Launched {
+    pub(super) pid: i32,
+    /// The client's ends: the terminal's leader, or stdin, stdout and stderr, or the SFTP stream.
+    pub(super) ends: Vec<OwnedFd>,
+}
+
+/// Why a process was not started: what a shell would exit with, and one line.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    pub(super) status: u8,
+    pub(super) message: String,
+}
+
+impl Refusal {
+    fn failed(what: &str, error: &io::Error) -> Self {
+        let hint = match error.raw_os_error() {
+            Some(libc::EAGAIN) => " (the session's limit on processes is reached)",
+            Some(libc::ENOSPC) => " (the session has as many terminals as it may have)",
+            _ => "",
+        };
+        Self { status: FAILED, message: format!("cannot {what}: {error}{hint}") }
+    }
+}
+
+/// What a child's descriptors 0, 1 and 2 will be.
+enum Stdio {
+    Terminal(Terminal),
+    Pipes { stdin: OwnedFd, stdout: OwnedFd, stderr: OwnedFd },
+}
+
+/// An exec, ready to be done.
+struct Image {
+    path: CString,
+    arguments: Vec<CString>,
+    environment: Vec<CString>,
+}
+
+impl Surroundings {
+    pub(super) fn new(spec: &ContainerSpec, account: Account, devpts: OwnedFd, proof: SingleThreaded) -> Self {
+        Self {
+            account,
+            security: spec.security.clone(),
+            env: spec.env.clone(),
+            workdir: spec.workdir_inside.clone(),
+            session: spec.session.to_string(),
+            devpts,
+            proof,
+        }
+    }
+
+    /// The descriptors that this holds.
+    pub(super) fn devpts(&self) -> i32 {
+        self.devpts.as_raw_fd()
+    }
+
+    /// Starts what `exec` asks for and returns when it has been executed.
+    pub(super) fn launch(&self, exec: &Exec) -> Result<Launched, Refusal> {
+        if let Program::Sftp = exec.program {
+            return self.launch_sftp();
+        }
+        let (stdio, ends) = match &exec.pty {
+            Some(pty) => {
+                let terminal = Terminal::open(self.devpts.as_fd(), pty, self.account.uid)
+                    .map_err(|error| Refusal::failed("open a terminal", &error))?;
+                let leader = terminal.leader.try_clone();
+                let leader = leader.map_err(|error| Refusal::failed("open a terminal", &error))?;
+                (Stdio::Terminal(terminal), vec![leader])
+            }
+            None => self.pipes().map_err(|error| Refusal::failed("make pipes", &error))?,
+        };
+        let image = self.image(exec, &stdio)?;
+        // Readable at its end when exec closes it, or with the error of an exec that failed.
+        let (report, reporter) = pipe2(OFlag::O_CLOEXEC).map_err(|e| Refusal::failed("make a pipe", &e.into()))?;
+        match process::fork(self.proof).map_err(|error| Refusal::failed("start a process", &error))? {
+            None => self.become_image(&stdio, &image, &reporter),
+            Some(pid) => {
+                drop((reporter, stdio));
+                wait_for_exec(pid, report, &image.path)?;
+                Ok(Launched { pid, ends })
+            }
+        }
+    }
+
+    fn pipes(&self) -> io::Result<(Stdio, Vec<OwnedFd>)> {
+        let make = || -> io::Result<(OwnedFd, OwnedFd)> {
+            let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
+            fchown(&read, Some(Uid::from_raw(self.account.uid)), Some(Gid::from_raw(self.account.gid)))?;
+            Ok((read, write))
+        };
+        let ((stdin, our_stdin), (our_stdout, stdout), (our_stderr, stderr)) = (make()?, make()?, make()?);
+        Ok((Stdio::Pipes { stdin, stdout, stderr }, vec![our_stdin, our_stdout, our_stderr]))
+    }
+
+    fn image(&self, exec: &Exec, stdio: &Stdio) -> Result<Image, Refusal> {
+        let shell = home::shell(&self.account);
+        let name = Path::new(shell).file_name().map_or_else(|| shell.into(), |name| name.to_string_lossy());
+        let arguments = match &exec.program {
+            // The dash makes it a login shell (login(1)).
+            Program::Shell => vec![format!("-{name}").into_bytes()],
+            Program::Command(command) => vec![name.as_bytes().to_vec(), b"-c".to_vec(), command.to_vec()],
+            Program::Sftp => Vec::new(),
+        };
+        let no_nul = |bytes| {
+            CString::new(bytes)
+                .map_err(|_| Refusal { status: FAILED, message: "the command has a NUL byte in it".into() })
+        };
+        Ok(Image {
+            path: no_nul(shell.as_bytes().to_vec())?,
+            arguments: arguments.into_iter().map(no_nul).collect::<Result<_, _>>()?,
+            environment: self.environment(exec, shell, stdio),
+        })
+    }
+
+    /// Image and podfile, then the client's, then what says who and where one is. Entries that are not `NAME=value`
+    /// cannot be expressed and are left out.
+    fn environment(&self, exec: &Exec, shell: &str, stdio: &Stdio) -> Vec<CString> {
+        let mut variables: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
+        let mut set = |name: &[u8], value: &[u8]| {
+            let valid = !name.is_empty() && !name.contains(&b'=') && !name.contains(&0) && !value.contains(&0);
+            if valid {
+                variables.insert(name.to_owned(), value.to_owned());
+            }
+        };
+        set(b"PATH", DEFAULT_PATH.as_bytes());
+        for (name, value) in &self.env {
+            set(name.as_bytes(), value.as_bytes());
+        }
+        for (name, value) in &exec.env {
+            set(name, value);
+        }
+        if let (Some(pty), Stdio::Terminal(terminal)) = (&exec.pty, stdio) {
+            set(b"TERM", pty.term.as_bytes());
+            set(b"SSH_TTY", terminal.path.as_bytes());
+        }
+        let account = &self.account;
+        for (name, value) in [
+            ("USER", account.name.as_str()),
+            ("LOGNAME", &account.name),
+            ("HOME", &account.home),
+            ("SHELL", shell),
+            ("PODSPAWN_USER", &account.owner),
+            ("PODSPAWN_SESSION", &self.session),
+        ] {
+            set(name.as_bytes(), value.as_bytes());
+        }
+        if let Some(project) = &account.project {
+            set(b"PODSPAWN_PROJECT", project.as_bytes());
+        }
+        let entry = |(name, value): (Vec<u8>, Vec<u8>)| CString::new([name, value].join(&b'=')).ok();
+        variables.into_iter().filter_map(entry).collect()
+    }
+
+    /// The child's side. Nothing of the container has run in it yet.
+    fn become_image(&self, stdio: &Stdio, image: &Image, reporter: &OwnedFd) -> ! {
+        let prepare = || -> nix::Result<()> {
+            setsid()?;
+            match stdio {
+                Stdio::Terminal(terminal) => {
+                    tty::set_controlling(terminal.follower.as_fd()).map_err(errno)?;
+                    dup2_stdin(&terminal.follower)?;
+                    dup2_stdout(&terminal.follower)?;
+                    dup2_stderr(&terminal.follower)?;
+                }
+                Stdio::Pipes { stdin, stdout, stderr } => {
+                    dup2_stdin(stdin)?;
+                    dup2_stdout(stdout)?;
+                    dup2_stderr(stderr)?;
+                }
+            }
+            process::cloexec_all().map_err(errno)?;
+            self.become_user()
+        };
+        let error = match prepare() {
+            Ok(()) => match execve(&image.path, &image.arguments, &image.environment) {
+                Err(error) => error,
+                Ok(never) => match never {},
+            },
+            Err(error) => error,
+        };
+        // If init cannot be told it sees the pipe's end, and then the exit.
+        if let Err(_gone) = write(reporter, &(error as i32).to_ne_bytes()) {}
+        process::exit_now(i32::from(CANNOT_EXECUTE))
+    }
+
+    /// Signals, umask, ids, working directory: what both kinds of child need.
+    fn become_user(&self) -> nix::Result<()> {
+        process::default_signals();
+        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
+        umask(Mode::from_bits_truncate(0o022));
+        let group_file = files::read("/etc/group", home::MAX_FILE).ok().flatten();
+        let groups = self.account.groups(&group_file.map(|(contents, _)| contents).unwrap_or_default());
+        setgroups(&groups.into_iter().map(Gid::from_raw).collect::<Vec<_>>())?;
+        let (uid, gid) = (Uid::from_raw(self.account.uid), Gid::from_raw(self.account.gid));
+        setresgid(gid, gid, gid)?;
+        setresuid(uid, uid, uid)?;
+        // As the user, who may not be allowed everywhere. sshd too goes on in / and says so.
+        let wanted = self.workdir.as_deref().unwrap_or(&self.account.home);
+        if let Err(error) = chdir(wanted) {
+            let line = format!("podspawn: cannot change to directory {wanted}: {}\r\n", error.desc());
+            if let Err(_nobody_reads) = write(io::stderr(), line.as_bytes()) {}
+            chdir(self.account.home.as_str()).or_else(|_| chdir("/"))?;
+        }
+        Ok(())
+    }
+
+    /// The SFTP server is in init's own program: a child that executes nothing.
+    fn launch_sftp(&self) -> Result<Launched, Refusal> {
+        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)
+            .map_err(|error| Refusal::failed("make a socket", &error.into()))?;
+        match process::fork(self.proof).map_err(|error| Refusal::failed("start a process", &error))? {
+            Some(pid) => Ok(Launched { pid, ends: vec![ours] }),
+            None => {
+                let serve = || -> io::Result<()> {
+                    process::close_all_but(&[theirs.as_raw_fd()])?;
+                    setsid()?;
+                    self.become_user()?;
+                    process::ignore_signal(libc::SIGPIPE)?; // a client that is gone is an error of write(2)
+                    privileges::drop_to_profile(&self.security)?;
+                    sftp::serve(theirs, Path::new(&self.account.home))
+                };
+                process::exit_now(i32::from(serve().is_err()))
+            }
+        }
+    }
+}
+
+fn errno(error: io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+}
+
+/// Reads the child's word: nothing if it was executed.
+fn wait_for_exec(pid: i32, report: OwnedFd, path: &CStr) -> Result<(), Refusal> {
+    let deadline = Instant::now() + EXEC_LIMIT;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(report.as_fd(), PollFlags::POLLIN)], timeout) {
+            Err(Errno::EINTR) => {}
+            Ok(0) | Err(_) => {
+                // It may be stopped or traced; it is still ours, so the pid is its own.
+                if let Err(_ended) = kill(Pid::from_raw(pid), Signal::SIGKILL) {}
+                return Err(Refusal { status: FAILED, message: "starting the process took too long".into() });
+            }
+            Ok(_) => break,
+        }
+    }
+    let mut bytes = Vec::with_capacity(4);
+    let read = std::fs::File::from(report).take(4).read_to_end(&mut bytes);
+    match <[u8; 4]>::try_from(bytes.as_slice()) {
+        Ok(number) if read.is_ok() => {
+            let error = Errno::from_raw(i32::from_ne_bytes(number));
+            let status = if error == Errno::ENOENT { NOT_FOUND } else { CANNOT_EXECUTE };
+            Err(Refusal { status, message: format!("{}: {}", path.to_string_lossy(), error.desc()) })
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,246 @@
+//! The supervisor's side of the spawner: starts it, asks it for containers, replaces it when it died.
+
+use std::{
+    fs::File,
+    io::{self, Seek},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, SealFlag, fcntl},
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::memfd::{MFdFlags, memfd_create},
+};
+
+use super::{Container, kill_session};
+use crate::{
+    names::{InstanceTag, SessionId},
+    protocol::{ContainerSpec, FromSpawner, ToSpawner, wire},
+    sys::seqpacket,
+};
+
+/// Longer than the spawner itself waits for a container ([`super::role::SETUP_LIMIT`]), so that it can clean up.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+
+/// Why there is no container.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    #[error("cannot copy the program into memory")]
+    CopyProgram(#[source] io::Error),
+    #[error("cannot start the spawner")]
+    Start(#[source] io::Error),
+    #[error("cannot ask the spawner for container {session}")]
+    Ask { session: SessionId, source: io::Error },
+    #[error("the spawner was lost while it made container {session}")]
+    Lost { session: SessionId, source: io::Error },
+    /// Nothing is left of the attempt.
+    #[error("cannot {step} for container {session}: {message}")]
+    Create { session: SessionId, step: String, message: String },
+}
+
+/// The helper process that makes containers. Shared by threads; they take turns.
+#[derive(Debug)]
+pub struct Spawner {
+    /// The sealed copy of the program.
+    program: OwnedFd,
+    scratch_dir: PathBuf,
+    instance: InstanceTag,
+    helper: Mutex<Option<Helper>>,
+}
+
+#[derive(Debug)]
+struct Helper {
+    process: Child,
+    socket: OwnedFd,
+}
+
+impl Spawner {
+    /// Starts the spawner of the running program. `scratch_dir` is made if it is missing; nothing appears in it on the
+    /// host.
+    ///
+    /// # Errors
+    /// [`RuntimeError::CopyProgram`], [`RuntimeError::Start`].
+    pub fn start(scratch_dir: &Path, instance: &InstanceTag) -> Result<Self, RuntimeError> {
+        Self::start_program(Path::new("/proc/self/exe"), scratch_dir, instance)
+    }
+
+    /// Like [`start`](Self::start), of the podspawn executable `program`, for tests that are another program themselves.
+    pub fn start_program(program: &Path, scratch_dir: &Path, instance: &InstanceTag) -> Result<Self, RuntimeError> {
+        let spawner = Self {
+            program: sealed_copy(program).map_err(RuntimeError::CopyProgram)?,
+            scratch_dir: scratch_dir.to_owned(),
+            instance: instance.clone(),
+            helper: Mutex::new(None),
+        };
+        let helper = spawner.start_helper()?;
+        *spawner.helper.lock().unwrap_or_else(PoisonError::into_inner) = Some(helper);
+        Ok(spawner)
+    }
+
+    fn start_helper(&self) -> Result<Helper, RuntimeError> {
+        use std::os::unix::{fs::DirBuilderExt, process::CommandExt};
+        let start = || {
+            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.scratch_dir)?;
+            let (socket, theirs) = seqpacket::pair()?;
+            // The socket is the helper's stdin: the one descriptor that can be passed without code between fork and exec.
+            let process = Command::new(format!("/proc/self/fd/{}", self.program.as_raw_fd()))
+                .arg0("podspawn")
+                .arg("init")
+                .arg(&self.scratch_dir)
+                .arg(self.instance.as_str())
+                .env_clear()
+                .stdin(theirs)
+                .stdout(Stdio::null())
+                .spawn()?;
+            Ok(Helper { process, socket })
+        };
+        start().map_err(RuntimeError::Start)
+    }
+
+    /// Makes a container and returns when its init accepts connections on `init_listener`. Blocks.
+    ///
+    /// `cgroup_fds` are those that `spec.cgroup` speaks of. The spawner's own death is survived: one that was found dead
+    /// is replaced before anything was asked of it, one that dies or hangs over this request is replaced at the next.
+    ///
+    /// # Errors
+    /// In each case nothing is left of the container.
+    pub fn create(
+        &self,
+        spec: &ContainerSpec,
+        netns: BorrowedFd<'_>,
+        init_listener: BorrowedFd<'_>,
+        cgroup_fds: &[BorrowedFd<'_>],
+    ) -> Result<Container, RuntimeError> {
+        let session = &spec.session;
+        let mut fds = vec![netns, init_listener];
+        fds.extend(cgroup_fds);
+        let request = ToSpawner::Create(Box::new(spec.clone()));
+        let request =
+            wire::encode(&request).map_err(|source| RuntimeError::Ask { session: session.clone(), source })?;
+
+        let mut slot = self.helper.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut helper = match slot.take() {
+            Some(helper) => helper,
+            None => self.start_helper()?,
+        };
+        if seqpacket::send(helper.socket.as_fd(), &request, &fds).is_err() {
+            // It died since the last time, with no work in hand.
+            helper.end();
+            helper = self.start_helper()?;
+            seqpacket::send(helper.socket.as_fd(), &request, &fds)
+                .map_err(|source| RuntimeError::Ask { session: session.clone(), source })?;
+        }
+        match helper.answer() {
+            Ok((FromSpawner::Created { pid, warnings }, pidfd)) => {
+                *slot = Some(helper);
+                drop(slot);
+                for warning in warnings {
+                    tracing::warn!(session = %session, "{warning}");
+                }
+                Ok(Container::new(pid, pidfd.ok_or_else(|| self.lost(session, missing_pidfd()))?))
+            }
+            Ok((FromSpawner::Failed { step, message }, _)) => {
+                *slot = Some(helper);
+                Err(RuntimeError::Create { session: session.clone(), step, message })
+            }
+            Err(error) => {
+                helper.end();
+                drop(slot);
+                Err(self.lost(session, error))
+            }
+        }
+    }
+
+    /// A child that is not ready yet ends with the spawner; one that has just become ready must be looked for.
+    fn lost(&self, session: &SessionId, source: io::Error) -> RuntimeError {
+        if let Err(error) = kill_session(&self.instance, session) {
+            tracing::error!(session = %session, %error, "cannot look for what a lost spawner left behind");
+        }
+        RuntimeError::Lost { session: session.clone(), source }
+    }
+
+    /// The spawner's pid, if it is believed to be alive.
+    pub fn pid(&self) -> Option<u32> {
+        self.helper.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|helper| helper.process.id())
+    }
+}
+
+fn missing_pidfd() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "its answer came without a pidfd")
+}
+
+impl Helper {
+    fn answer(&self) -> io::Result<(FromSpawner, Option<OwnedFd>)> {
+        wait_readable(self.socket.as_fd(), ANSWER_LIMIT)?;
+        let (answer, fds) = wire::recv(self.socket.as_fd())?.ok_or(io::ErrorKind::UnexpectedEof)?;
+        Ok((answer, fds.into_iter().next()))
+    }
+
+    fn end(&mut self) {
+        // Both fail only if it has been waited for already.
+        if let Err(_gone) = self.process.kill().and_then(|()| self.process.wait()) {}
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Waits until `fd` has something to read or is at its end.
+///
+/// # Errors
+/// `TimedOut` after `limit`.
+pub(super) fn wait_readable(fd: BorrowedFd<'_>, limit: Duration) -> io::Result<()> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], timeout) {
+            Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+            Ok(_) => return Ok(()),
+            Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Copies `program` into memory and seals it: executing it, no container can change it, nor find a file of the host
+/// behind `/proc/PID/exe` (CVE-2019-5736).
+fn sealed_copy(program: &Path) -> io::Result<OwnedFd> {
+    const MFD_EXEC: MFdFlags = MFdFlags::from_bits_retain(0x10);
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let copy = match memfd_create(c"podspawn", flags | MFD_EXEC) {
+        Err(Errno::EINVAL) => memfd_create(c"podspawn", flags)?, // before Linux 6.3 all of them are executable
+        other => other?,
+    };
+    let mut copy = File::from(copy);
+    io::copy(&mut File::open(program)?, &mut copy)?;
+    copy.rewind()?;
+    let seals = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+    // A memfd that is open for writing cannot be executed (ETXTBSY), so it goes on as a read-only description.
+    fcntl(&copy, FcntlArg::F_ADD_SEALS(seals))?;
+    Ok(File::open(format!("/proc/self/fd/{}", copy.as_raw_fd()))?.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_copy_runs_and_cannot_be_changed() {
+        let copy = sealed_copy(Path::new("/bin/busybox")).unwrap();
+        let path = format!("/proc/self/fd/{}", copy.as_raw_fd());
+        let output = Command::new(&path).args(["echo", "hello"]).output().unwrap();
+        assert_eq!(output.stdout, b"hello\n");
+        let error = std::fs::OpenOptions::new().write(true).open(&path).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EPERM), "a sealed memfd is not opened for writing");
+        assert_eq!(fcntl(&copy, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_WRITE)), Err(Errno::EPERM));
+    }
+}
