@@ -272,6 +272,11 @@ impl russh::server::Handler for Handler {
         Ok(())
     }
 
+    /// Called when a window has been granted; decides how large the next ones are.
+    fn adjust_window(&mut self, _id: ChannelId, _current: u32) -> u32 {
+        self.queues.window()
+    }
+
     async fn data(&mut self, id: ChannelId, data: &[u8], session: &mut Session) -> Result<(), Error> {
         let Some(open) = self.channels.get(&id) else { return Ok(()) };
         if let Err(error) = open.queue.push(data) {

@@ -2,8 +2,9 @@
 //!
 //! russh grants a client new window as soon as data arrives and must never be kept waiting, so the data has to go
 //! somewhere. The file is the supervisor's, has no name, and is shared by the channels of the connection in slots; its
-//! bound ends the connection. Before it comes to that, [`Queues::pause`] slows the whole connection's socket down: to a
-//! trickle, never to a stop, since what lets our own output go on travels the same way.
+//! bound ends the connection. Before it comes to that, two things keep the client back. [`Queues::window`] makes the windows
+//! that are granted small, so that what lets our own output go on, and other channels, are not behind megabytes of data in
+//! the same stream. [`Queues::pause`] slows that stream down: to a trickle, never to a stop, for the same reason.
 
 use std::{
     collections::VecDeque,
@@ -28,9 +29,15 @@ const MEMORY_EACH: usize = 1 << 20;
 const SLOT: usize = 256 << 10;
 const SLOTS: u64 = 4096;
 
-/// From this much on the socket is slowed down; twice as much slows it down four times as much.
+/// From this much on the client is kept back; twice as much slows it down four times as much. At the bound of the file that
+/// makes 128 kB/s, so that it takes an hour and more to get there.
 const PAUSE_FROM: u64 = 64 << 20;
-const PAUSE_UNIT: Duration = Duration::from_millis(4);
+const PAUSE_UNIT: Duration = Duration::from_millis(2);
+
+/// The window that a client is granted: in general, and when it is kept back. The first is large because russh's limit on
+/// what may be pending during a key exchange is twice the window, for the whole connection (docs/russh.md).
+pub(super) const WINDOW: u32 = 16 << 20;
+const SMALL_WINDOW: u32 = 64 << 10;
 
 /// The client has sent more than is kept for it.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +75,11 @@ impl Queues {
         let units = self.waiting.load(Ordering::Relaxed) / PAUSE_FROM;
         let factor = u32::try_from(units * units).unwrap_or(u32::MAX);
         (factor > 0).then(|| PAUSE_UNIT.saturating_mul(factor))
+    }
+
+    /// The window to grant from now on.
+    pub(super) fn window(&self) -> u32 {
+        if self.pause().is_some() { SMALL_WINDOW } else { WINDOW }
     }
 
     fn take_slot(&self) -> Result<u64, QueueError> {
@@ -266,11 +278,13 @@ mod tests {
             all.pause().map(|pause| pause.as_millis())
         };
         assert_eq!(pause(1 << 20), None);
-        assert_eq!(pause(PAUSE_FROM), Some(4));
-        assert_eq!(pause(PAUSE_FROM * 16), Some(1024));
+        assert_eq!(pause(PAUSE_FROM), Some(2));
+        assert_eq!(pause(PAUSE_FROM * 16), Some(512));
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
         #[test]
         fn nothing_is_lost_or_reordered(chunks in proptest::collection::vec((1usize..300_000, any::<bool>()), 1..40)) {
             let queue = queues().queue();

@@ -9,11 +9,8 @@ use russh::{
     server::Config,
 };
 
+use super::inbound;
 use crate::protocol::Serve;
-
-/// The receive window of a channel. Large, because russh's limit on what may be pending during a key exchange is twice the
-/// window, for the whole connection (docs/russh.md).
-const WINDOW: u32 = 16 << 20;
 
 /// Post-quantum key exchange first; nothing with SHA-1.
 const KEX: &[kex::Name] = &[
@@ -61,7 +58,7 @@ pub(super) fn config(serve: &Serve) -> Result<Config, ssh_key::Error> {
         auth_rejection_time_initial: Some(Duration::ZERO),
         max_auth_attempts: settings.max_auth_tries as usize,
         keys,
-        window_size: WINDOW,
+        window_size: inbound::WINDOW,
         maximum_packet_size: 64 << 10,
         event_buffer_size: 64,
         limits: Limits::new(1 << 30, 1 << 30, Duration::from_secs(3600)),
