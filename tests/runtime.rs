@@ -238,8 +238,8 @@ impl Guest<'_> {
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         output.read_to_end(&mut stdout).unwrap();
         errors.read_to_end(&mut stderr).unwrap();
-        let text = |bytes| String::from_utf8_lossy(&Vec::from(bytes)).into_owned();
-        Output { stdout: text(stdout), stderr: text(stderr), status: self.exited(id) }
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Output { stdout: text(&stdout), stderr: text(&stderr), status: self.exited(id) }
     }
 
     fn run(&self, command: &str) -> Output {

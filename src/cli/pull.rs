@@ -91,7 +91,7 @@ impl Progress for Shown {
     }
 
     fn finish(&self, layer: &Digest) {
-        self.with(layer, |bar| bar.finish());
+        self.with(layer, indicatif::ProgressBar::finish);
         if self.bars.is_none() {
             self.line(&format!("layer {} done", layer.short()));
         }

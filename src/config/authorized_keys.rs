@@ -74,13 +74,12 @@ pub fn authorize(
     let mut found = None;
     for (index, line) in text.lines().enumerate() {
         match parse_line(line) {
-            Ok(None) => {}
             Ok(Some(entry)) if entry.key.key_data() == key.key_data() => {
                 if found.is_none() && entry.applies(peer, now) {
                     found = Some(entry.options);
                 }
             }
-            Ok(Some(_)) => {}
+            Ok(None | Some(_)) => {}
             Err(why) => warnings.push(Warning::Line { file: file.clone(), line: index + 1, why }),
         }
     }

@@ -156,7 +156,7 @@ async fn work(start: Start, line: &mut Line, control: &Control) -> End {
         }
     };
     let outwards =
-        async { tokio::join!(pump::copy_out(&output, write, None), pump::copy_errors(&errors, write), ended) };
+        async { tokio::join!(pump::copy_out(&output, write, None), pump::copy_errors(errors.as_ref(), write), ended) };
     let inwards = async { tokio::join!(pump::copy_in(queue, input), obey(events, terminal.as_deref(), &process)) };
     // The second never ends: the end of the input is told to the process, which may go on.
     tokio::select! {
@@ -281,5 +281,5 @@ async fn obey(events: &mut mpsc::Receiver<ToChannel>, terminal: Option<&AsyncFd<
             }
         }
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }

@@ -27,6 +27,7 @@ const MEMORY_EACH: usize = 1 << 20;
 
 /// The file is used in pieces of this size, up to this many: 1 GiB.
 const SLOT: usize = 256 << 10;
+const SLOT_LENGTH: i64 = 256 << 10;
 const SLOTS: u64 = 4096;
 
 /// From this much on the client is kept back; twice as much slows it down four times as much. At the bound of the file that
@@ -97,7 +98,7 @@ impl Queues {
     fn free_slot(&self, slot: u64) {
         // A file system that cannot give the space back at once does when the file is closed.
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        let _ = fallocate(&self.file, flags, (slot * SLOT as u64).cast_signed(), SLOT as i64);
+        let _ = fallocate(&self.file, flags, (slot * SLOT as u64).cast_signed(), SLOT_LENGTH);
         self.slots.lock().unwrap_or_else(PoisonError::into_inner).free.push(slot);
     }
 }

@@ -98,7 +98,7 @@ pub(super) async fn copy_out(from: &AsyncFd<OwnedFd>, to: &ChannelWriteHalf<Msg>
 }
 
 /// Sends stderr, where the process has one of its own.
-pub(super) async fn copy_errors(from: &Option<Fd>, to: &ChannelWriteHalf<Msg>) {
+pub(super) async fn copy_errors(from: Option<&Fd>, to: &ChannelWriteHalf<Msg>) {
     if let Some(from) = from {
         copy_out(from, to, Some(1)).await;
     }

@@ -128,7 +128,7 @@ fn filter() -> Result<BpfProgram, seccompiler::Error> {
     #[cfg(target_arch = "x86_64")]
     rules.extend([libc::SYS_epoll_wait, libc::SYS_poll].map(|call| (call, Vec::new())));
     let requests = [libc::TIOCSWINSZ, libc::TCGETS, libc::FIONBIO, libc::FIONREAD];
-    let ioctl = requests.map(|request| argument(1, u64::from(request)));
+    let ioctl = requests.map(|request| argument(1, request));
     rules.insert(libc::SYS_ioctl, ioctl.into_iter().collect::<Result<_, _>>()?);
     // A panic aborts through a signal to itself.
     rules.insert(libc::SYS_tgkill, vec![argument(2, libc::SIGABRT as u64)?]);

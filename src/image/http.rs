@@ -165,8 +165,9 @@ fn lookup(host: &str, limit: Duration) -> std::io::Result<Vec<IpAddr>> {
     // Blocking code on a thread of its own: a small runtime for one question.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let resolver =
-            TokioResolver::builder_tokio().and_then(|builder| builder.build()).map_err(std::io::Error::other)?;
+        let resolver = TokioResolver::builder_tokio()
+            .and_then(hickory_resolver::ResolverBuilder::build)
+            .map_err(std::io::Error::other)?;
         let answer = tokio::time::timeout(limit.min(CONNECT_LIMIT), resolver.lookup_ip(bare)).await;
         let answer = answer.map_err(std::io::Error::other)?.map_err(std::io::Error::other)?;
         Ok(answer.iter().collect())

@@ -69,7 +69,7 @@ pub(super) fn resolve(source: &dyn Source) -> Result<Resolved, ImageError> {
 
 enum Document {
     Image(Box<ImageManifest>),
-    Index(ImageIndex),
+    Index(Box<ImageIndex>),
 }
 
 fn parse(source: &dyn Source, bytes: &[u8]) -> Result<Document, ImageError> {
@@ -84,7 +84,7 @@ fn parse(source: &dyn Source, bytes: &[u8]) -> Result<Document, ImageError> {
             .map(|manifest| Document::Image(Box::new(manifest)))
             .map_err(|error| invalid(source, "the manifest", error.to_string())),
         (false, true) => ImageIndex::from_reader(bytes)
-            .map(Document::Index)
+            .map(|index| Document::Index(Box::new(index)))
             .map_err(|error| invalid(source, "the index", error.to_string())),
         (true, true) => Err(invalid(source, "the manifest", "both an image and an index")),
         (false, false) => {

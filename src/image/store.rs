@@ -108,7 +108,7 @@ impl Store {
     /// The image of this name, if it has been pulled.
     pub fn lookup(&self, reference: &Reference) -> Result<Option<Image>, ImageError> {
         let path = self.record_path(reference);
-        match self.read_record(&path)? {
+        match read_record(&path)? {
             None => Ok(None),
             Some(record) => self.load(record).map(Some),
         }
@@ -135,7 +135,7 @@ impl Store {
     pub fn remove(&self, reference: &Reference, in_use: &HashSet<Digest>) -> Result<(), ImageError> {
         let _lock = self.lock(FlockArg::LockExclusive)?;
         let path = self.record_path(reference);
-        let Some(record) = self.read_record(&path)? else {
+        let Some(record) = read_record(&path)? else {
             return Err(ImageError::NotFound(reference.to_string()));
         };
         let others = self.records()?.into_iter().filter(|other| other.manifest == record.manifest).count();
@@ -188,7 +188,7 @@ impl Store {
     pub fn listing(&self) -> Result<Vec<String>, ImageError> {
         let mut left = Vec::new();
         for name in names(&self.path("tmp"))? {
-            if self.abandoned(&name) {
+            if abandoned(&name) {
                 left.push(self.path("tmp").join(name).display().to_string());
             }
         }
@@ -197,22 +197,12 @@ impl Store {
 
     fn sweep(&self) -> Result<(), ImageError> {
         for name in names(&self.path("tmp"))? {
-            if self.abandoned(&name) {
+            if abandoned(&name) {
                 let path = self.path("tmp").join(&name);
                 remove_tree(&path).map_err(|error| ImageError::Store(path, error))?;
             }
         }
         Ok(())
-    }
-
-    /// Whether the process that a temporary directory is named after has ended.
-    fn abandoned(&self, name: &str) -> bool {
-        let mut parts = name.split('-');
-        let process = parts
-            .next()
-            .zip(parts.next())
-            .and_then(|(pid, start)| Some((pid.parse::<u32>().ok()?, start.parse::<u64>().ok()?)));
-        process.is_none_or(|(pid, start)| start_time(pid) != Some(start))
     }
 
     /// A path for something unfinished, named after this process.
@@ -318,19 +308,10 @@ impl Store {
         let mut records = Vec::new();
         for name in names(&refs)? {
             if name.ends_with(".json") {
-                records.extend(self.read_record(&refs.join(name))?);
+                records.extend(read_record(&refs.join(name))?);
             }
         }
         Ok(records)
-    }
-
-    fn read_record(&self, path: &Path) -> Result<Option<Record>, ImageError> {
-        let json = match fs::read(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            other => other.map_err(|error| ImageError::Store(path.to_owned(), error))?,
-        };
-        let record = serde_json::from_slice(&json);
-        record.map(Some).map_err(|error| ImageError::Damaged { path: path.to_owned(), what: error.to_string() })
     }
 
     fn load(&self, record: Record) -> Result<Image, ImageError> {
@@ -398,6 +379,25 @@ fn flock(path: &Path, kind: FlockArg) -> Result<Flock<File>, ImageError> {
             Err((_, errno)) => return Err(failed(errno.into())),
         }
     }
+}
+
+/// Whether the process that a temporary directory is named after has ended.
+fn abandoned(name: &str) -> bool {
+    let mut parts = name.split('-');
+    let process = parts
+        .next()
+        .zip(parts.next())
+        .and_then(|(pid, start)| Some((pid.parse::<u32>().ok()?, start.parse::<u64>().ok()?)));
+    process.is_none_or(|(pid, start)| start_time(pid) != Some(start))
+}
+
+fn read_record(path: &Path) -> Result<Option<Record>, ImageError> {
+    let json = match fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(|error| ImageError::Store(path.to_owned(), error))?,
+    };
+    let record = serde_json::from_slice(&json);
+    record.map(Some).map_err(|error| ImageError::Damaged { path: path.to_owned(), what: error.to_string() })
 }
 
 /// When a process was started, in ticks since boot; `None` if it has ended (proc_pid_stat(5), field 22).

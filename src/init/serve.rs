@@ -235,7 +235,7 @@ impl Init {
                 self.send(token, &FromInit::Started { id, pid }, launched.ends);
             }
             Err(Refusal { status, message }) => {
-                self.send(token, &FromInit::Refused { id, status, message }, Vec::new())
+                self.send(token, &FromInit::Refused { id, status, message }, Vec::new());
             }
         }
     }

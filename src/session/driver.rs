@@ -187,9 +187,8 @@ impl Driver {
             };
             let next = tokio::select! {
                 event = self.events.recv() => match event {
-                    None => return,
                     Some(Event::Created(Err(error))) => return self.creation_failed(state, error),
-                    Some(Event::Destroyed(Ok(()))) => return,
+                    None | Some(Event::Destroyed(Ok(()))) => return,
                     Some(event) => self.handle(state, event),
                 },
                 () = gone(self.init.as_ref()) => {

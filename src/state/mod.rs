@@ -131,7 +131,7 @@ impl State {
                 params![
                     record.id.as_str(),
                     record.user.as_str(),
-                    record.project.as_ref().map(|project| project.as_str()),
+                    record.project.as_ref().map(crate::names::ProjectName::as_str),
                     record.slot,
                     record.phase.as_str(),
                     record.image,

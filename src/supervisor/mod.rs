@@ -3,9 +3,9 @@
 //! It never parses SSH and is never in the data path. Starting is one list, in this order, and what fails in it changes
 //! nothing that an earlier step did not make itself:
 //!
-//! 1. directories; 2. the lock (one supervisor for each root); 3. listeners; 4. host keys; 5. state.db; 6. image store;
-//! 7. cgroups; 8. network with the leases of sessions that live; 9. the spawner; 10. reconcile: adopt or remove what an
-//! earlier supervisor left; 11. control socket; 12. accept.
+//! directories, the lock (one supervisor for each root), listeners, host keys, state.db, image store, cgroups, network with
+//! the leases of sessions that live, the spawner, reconcile (adopt or remove what an earlier supervisor left), control
+//! socket, accept.
 //!
 //! SIGTERM leaves sessions and connections to the next supervisor, SIGINT ends everything.
 

@@ -59,6 +59,12 @@ struct Level {
     progress: bool,
 }
 
+impl Level {
+    fn of(dir: &OwnedFd, name: CString) -> nix::Result<Self> {
+        Ok(Self { identity: identity(&fstat(dir)?), name, pending: Vec::new(), progress: true })
+    }
+}
+
 struct Removal {
     device: u64,
     /// The first failure, which is the deepest: those above follow from it.
@@ -73,12 +79,12 @@ impl Removal {
     /// Empties `top`. An error is one of finding the way; entries that resist are noted.
     fn empty(&mut self, top: OwnedFd) -> nix::Result<()> {
         let mut current = top;
-        let mut levels = vec![self.level(&current, CString::default())?];
+        let mut levels = vec![Level::of(&current, CString::default())?];
         while let Some(level) = levels.last_mut() {
             if let Some(name) = level.pending.pop() {
                 match self.descend(current.as_fd(), &name) {
                     Ok(child) => {
-                        levels.push(self.level(&child, name)?);
+                        levels.push(Level::of(&child, name)?);
                         current = child;
                     }
                     Err(error) => self.failed(error),
@@ -102,10 +108,6 @@ impl Removal {
             }
         }
         Ok(())
-    }
-
-    fn level(&self, dir: &OwnedFd, name: CString) -> nix::Result<Level> {
-        Ok(Level { identity: identity(&fstat(dir)?), name, pending: Vec::new(), progress: true })
     }
 
     fn descend(&self, parent: BorrowedFd<'_>, name: &CStr) -> nix::Result<OwnedFd> {

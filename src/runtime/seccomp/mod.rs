@@ -210,7 +210,7 @@ mod tests {
         for (call, argument, expected) in [
             (libc::SYS_clone, libc::SIGCHLD as u32, libc::SECCOMP_RET_ALLOW),
             (libc::SYS_clone, libc::CLONE_NEWUSER as u32, EPERM),
-            (libc::SYS_clone, libc::CLONE_NEWNS as u32 | 17, EPERM),
+            (libc::SYS_clone, libc::CLONE_NEWNS as u32 | libc::SIGCHLD as u32, EPERM),
             (libc::SYS_clone, libc::CLONE_NEWCGROUP as u32, EPERM),
             (libc::SYS_clone3, 0, ENOSYS),
             (libc::SYS_unshare, libc::CLONE_NEWUSER as u32, EPERM),
