@@ -1,0 +1,380 @@
+//! The world of a black-box test: a private instance of the built binary, driven with the real clients.
+//!
+//! ```ignore
+//! let host = Host::new().user("ada").start();
+//! host.ssh("ada", "id -u").run().ok().stdout("1000\n");
+//! ```
+//!
+//! Each host has its own `--root` and its own loopback address, so tests run side by side. When a host goes out of scope
+//! its server is told to end, and whatever is left of it in the kernel or on disk fails the test; that is judged with
+//! other tools than our own (see `leaks`).
+
+#![allow(dead_code, reason = "each test file is a program of its own and uses a part of this")]
+
+pub mod command;
+pub mod images;
+pub mod leaks;
+pub mod ssh;
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    net::Ipv4Addr,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU8, Ordering},
+        mpsc,
+    },
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+pub use self::{
+    command::{Output, Run},
+    images::Image,
+    ssh::Ssh,
+};
+
+/// How long anything may take that is waited for. Long, as several tests run at once on two slow cores.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// The built program, or the one that `PODSPAWN_TEST_BINARY` names where tests run on another machine than they were built.
+pub fn binary() -> PathBuf {
+    std::env::var_os("PODSPAWN_TEST_BINARY").map_or_else(|| env!("CARGO_BIN_EXE_podspawn").into(), PathBuf::from)
+}
+
+/// Waits until `condition` holds, or fails the test.
+#[track_caller]
+pub fn eventually(what: &str, condition: impl FnMut() -> bool) {
+    assert!(within(DEADLINE, condition), "not within {DEADLINE:?}: {what}");
+}
+
+/// Whether `condition` comes true within `limit`.
+pub fn within(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let end = Instant::now() + limit;
+    loop {
+        if condition() {
+            return true;
+        }
+        if Instant::now() >= end {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// What a host is going to be.
+pub struct Builder {
+    users: Vec<String>,
+    image: Option<Image>,
+    config: String,
+    root: Option<PathBuf>,
+}
+
+/// A private instance.
+pub struct Host {
+    pub root: PathBuf,
+    pub address: Ipv4Addr,
+    /// Removed with the host.
+    directory: tempfile::TempDir,
+    server: Option<Server>,
+    log: Arc<Mutex<String>>,
+    /// Whether the end of the test is to find everything removed.
+    checked: bool,
+}
+
+struct Server {
+    child: Child,
+    reader: std::thread::JoinHandle<()>,
+}
+
+impl Host {
+    pub const PORT: u16 = 2222;
+
+    /// A host with the busybox image, whose sessions end with their last connection.
+    #[allow(clippy::new_ret_no_self, reason = "reads as what a test declares")]
+    pub fn new() -> Builder {
+        Builder { users: Vec::new(), image: Some(Image::Busybox), config: String::new(), root: None }
+    }
+
+    /// Starts the server and waits until it listens.
+    pub fn serve(&mut self) {
+        if let Err(said) = self.try_serve() {
+            panic!("the server did not start: {said}");
+        }
+    }
+
+    /// Starts the server; what it said if it ends instead of listening.
+    pub fn try_serve(&mut self) -> Result<(), String> {
+        assert!(self.server.is_none(), "the server runs already");
+        let mut child = self.server_command().stderr(Stdio::piped()).spawn().unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let (listening, started) = mpsc::channel();
+        let log = self.log.clone();
+        let address = format!("listening on {}:", self.address);
+        let reader = std::thread::spawn(move || {
+            for line in stderr.split(b'\n').map_while(Result::ok) {
+                let line = String::from_utf8_lossy(&line).into_owned();
+                if line.contains(&address) {
+                    // Only the first is waited for.
+                    let _ = listening.send(());
+                }
+                let mut log = log.lock().unwrap();
+                log.push_str(&line);
+                log.push('\n');
+            }
+        });
+        let said = |log: &Mutex<String>| log.lock().unwrap().clone();
+        match started.recv_timeout(DEADLINE) {
+            Ok(()) => {
+                self.server = Some(Server { child, reader });
+                self.trust_host_keys();
+                Ok(())
+            }
+            Err(mpsc::RecvTimeoutError::Disconnected) => {
+                let status = child.wait().unwrap();
+                Err(format!("{}{status}", said(&self.log)))
+            }
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                child.kill().unwrap();
+                child.wait().unwrap();
+                Err(format!("{}it does not listen after {DEADLINE:?}", said(&self.log)))
+            }
+        }
+    }
+
+    /// `podspawn serve` of this host, to be started by somebody else.
+    pub fn server_command(&self) -> Command {
+        let mut command = Command::new(binary());
+        command.arg("--root").arg(&self.root).arg("serve").stdin(Stdio::null()).stdout(Stdio::null());
+        command.env_remove("SSH_AUTH_SOCK");
+        command
+    }
+
+    fn trust_host_keys(&self) {
+        let mut known = String::new();
+        for entry in fs::read_dir(self.root.join("etc/podspawn/host_keys")).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|extension| extension == "pub") {
+                let key = fs::read_to_string(path).unwrap();
+                known.push_str(&format!("[{}]:{} {}\n", self.address, Self::PORT, key.trim()));
+            }
+        }
+        fs::write(self.known_hosts(), known).unwrap();
+    }
+
+    pub fn known_hosts(&self) -> PathBuf {
+        self.directory.path().join("known_hosts")
+    }
+
+    /// The private key of a user.
+    pub fn key(&self, user: &str) -> PathBuf {
+        self.directory.path().join(format!("{user}.key"))
+    }
+
+    /// A directory for the test's own files, outside the instance's root.
+    pub fn scratch(&self) -> &Path {
+        self.directory.path()
+    }
+
+    pub fn config_file(&self) -> PathBuf {
+        self.root.join("etc/podspawn/config.yaml")
+    }
+
+    pub fn audit_log(&self) -> PathBuf {
+        self.root.join("audit.log")
+    }
+
+    /// Makes a key pair and gives the user access.
+    pub fn add_user(&self, user: &str) {
+        ssh::make_key(&self.key(user), &["-t", "ed25519"]);
+        let public = self.key(user).with_extension("key.pub");
+        self.podspawn(["add-user", user, "--key-file", public.to_str().unwrap()]).run().ok();
+    }
+
+    /// `podspawn --root ROOT ARGUMENTS`
+    pub fn podspawn<I: IntoIterator<Item: AsRef<std::ffi::OsStr>>>(&self, arguments: I) -> Run {
+        Run::new(binary()).arg("--root").arg(&self.root).args(arguments)
+    }
+
+    /// The output of a command with `--json`, parsed.
+    pub fn json<I: IntoIterator<Item: AsRef<std::ffi::OsStr>>>(&self, arguments: I) -> serde_json::Value {
+        let output = self.podspawn(arguments).arg("--json").run();
+        output.ok();
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// The sessions as `list --json` shows them.
+    pub fn sessions(&self) -> Vec<serde_json::Value> {
+        self.json(["list"]).as_array().unwrap().clone()
+    }
+
+    /// `ssh USER@host COMMAND`; an empty command asks for a shell.
+    pub fn ssh(&self, login: &str, command: &str) -> Ssh {
+        Ssh::new(self, login, command)
+    }
+
+    /// The server's pid.
+    pub fn pid(&self) -> i32 {
+        self.server.as_ref().expect("the server runs").child.id().cast_signed()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.pid()), signal).unwrap();
+    }
+
+    /// Ends the server with `signal` and waits for it.
+    pub fn end(&mut self, signal: Signal) -> std::process::ExitStatus {
+        self.signal(signal);
+        let mut server = self.server.take().unwrap();
+        let mut status = None;
+        let ended = within(DEADLINE, || {
+            status = server.child.try_wait().unwrap();
+            status.is_some()
+        });
+        if !ended {
+            server.child.kill().unwrap();
+            server.child.wait().unwrap();
+            panic!("the server did not end within {DEADLINE:?} of {signal}; its log:\n{}", self.log());
+        }
+        // The log's pipe may be held open by connection processes that outlive the server.
+        drop(server.reader);
+        status.unwrap()
+    }
+
+    /// What the server has written to stderr so far.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// The audit log's events.
+    pub fn audit(&self) -> Vec<serde_json::Value> {
+        let text = fs::read_to_string(self.audit_log()).unwrap_or_default();
+        text.lines().map(|line| serde_json::from_str(line).expect("an audit line is JSON")).collect()
+    }
+
+    /// Pids of processes of this host whose arguments contain `word`: `serve`, `connection` or `init`.
+    pub fn processes(&self, word: &str) -> Vec<i32> {
+        leaks::processes(&self.root, word)
+    }
+
+    /// For a test that leaves something behind on purpose, or ends the host itself.
+    pub fn unchecked(&mut self) {
+        self.checked = false;
+    }
+
+    /// Waits until no session is left, and asserts that nothing of one is.
+    #[track_caller]
+    pub fn assert_no_session_left(&self) {
+        let mut found = Vec::new();
+        let gone = within(Duration::from_secs(5), || {
+            found = leaks::of_sessions(&self.root);
+            found.is_empty()
+        });
+        assert!(gone, "left of sessions: {found:#?}");
+    }
+}
+
+impl Builder {
+    pub fn user(mut self, name: &str) -> Self {
+        self.users.push(name.to_owned());
+        self
+    }
+
+    pub fn image(mut self, image: Image) -> Self {
+        self.image = Some(image);
+        self
+    }
+
+    /// Without any image.
+    pub fn no_image(mut self) -> Self {
+        self.image = None;
+        self
+    }
+
+    /// More of config.yaml: one section at a time, e.g. `"session:\n  mode: grace-period"`. `listen`, `defaults.image` and
+    /// `log.audit_log` are set already; `session.mode` is destroy-on-disconnect unless a session section is given.
+    pub fn config(mut self, yaml: &str) -> Self {
+        self.config.push_str(yaml.trim_end());
+        self.config.push('\n');
+        self
+    }
+
+    /// Puts the instance's root there instead of into a directory of its own.
+    pub fn root(mut self, root: &Path) -> Self {
+        self.root = Some(root.to_owned());
+        self
+    }
+
+    /// Everything but the server.
+    pub fn prepare(self) -> Host {
+        let directory = tempfile::Builder::new().prefix("podspawn-test-").tempdir().unwrap();
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        let root = self.root.unwrap_or_else(|| directory.path().join("root"));
+        fs::create_dir_all(root.join("etc/podspawn")).unwrap();
+        let root = root.canonicalize().unwrap();
+        let host = Host { root, address: own_address(), directory, server: None, log: Arc::default(), checked: true };
+        let mut config = format!("listen: \"{}:{}\"\n", host.address, Host::PORT);
+        config.push_str(&format!("log:\n  audit_log: {}\n", host.audit_log().display()));
+        let mut defaults = self.config.clone();
+        if let Some(image) = self.image {
+            let line = format!("defaults:\n  image: {}\n", image.reference());
+            defaults = if defaults.contains("defaults:\n") {
+                defaults.replace("defaults:\n", &line)
+            } else {
+                line + &defaults
+            };
+        }
+        if !defaults.contains("session:\n") {
+            defaults.push_str("session:\n  mode: destroy-on-disconnect\n");
+        }
+        fs::write(host.config_file(), config + &defaults).unwrap();
+        if let Some(image) = self.image {
+            image.install(&host);
+        }
+        for user in &self.users {
+            host.add_user(user);
+        }
+        host
+    }
+
+    pub fn start(self) -> Host {
+        let mut host = self.prepare();
+        host.serve();
+        host
+    }
+}
+
+/// A loopback address that no other test uses at the same time: of the process's pid and a counter.
+fn own_address() -> Ipv4Addr {
+    static NEXT: AtomicU8 = AtomicU8::new(2);
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    Ipv4Addr::new(127, high | 128, low, NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("---- log of the server at {} ----\n{}----", self.root.display(), self.log());
+        }
+        if self.server.is_some() {
+            self.end(Signal::SIGINT);
+        }
+        if self.checked && !std::thread::panicking() {
+            let mut found = Vec::new();
+            within(Duration::from_secs(10), || {
+                found = leaks::of_instance(&self.root);
+                found.is_empty()
+            });
+            assert!(found.is_empty(), "left behind: {found:#?}\nlog of the server:\n{}", self.log());
+            self.podspawn(["doctor"]).run().ok();
+        }
+    }
+}

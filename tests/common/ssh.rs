@@ -1,0 +1,90 @@
+//! The real ssh client.
+
+use std::{
+    path::Path,
+    process::{Child, Command},
+};
+
+use super::{Host, Output, Run};
+
+/// Options that keep the client away from the files and agents of whoever runs the tests, for `-o` of ssh, scp, sftp.
+pub fn options(host: &Host) -> Vec<String> {
+    [
+        "BatchMode=yes".to_owned(),
+        "IdentitiesOnly=yes".to_owned(),
+        "LogLevel=ERROR".to_owned(),
+        "StrictHostKeyChecking=yes".to_owned(),
+        "GlobalKnownHostsFile=/dev/null".to_owned(),
+        format!("UserKnownHostsFile={}", host.known_hosts().display()),
+        format!("Port={}", Host::PORT),
+    ]
+    .into()
+}
+
+/// Makes a key pair without a passphrase; `kind` are options of ssh-keygen(1).
+pub fn make_key(path: &Path, kind: &[&str]) {
+    Run::new("ssh-keygen").args(["-q", "-N", "", "-C", "test"]).args(kind).arg("-f").arg(path).run().ok();
+}
+
+/// One call of ssh.
+pub struct Ssh {
+    run: Run,
+    destination: String,
+    command: String,
+}
+
+impl Ssh {
+    pub(super) fn new(host: &Host, login: &str, command: &str) -> Self {
+        let user = login.split_once('+').map_or(login, |(user, _)| user);
+        let mut run = Run::new("ssh").args(["-F", "none", "-i"]).arg(host.key(user));
+        for option in options(host) {
+            run = run.args(["-o", &option]);
+        }
+        run.command.env_remove("SSH_AUTH_SOCK").env_remove("LANG").env_remove("LC_ALL");
+        Self { run, destination: format!("{login}@{}", host.address), command: command.to_owned() }
+    }
+
+    /// Options of ssh, before the destination.
+    pub fn args<I: IntoIterator<Item: AsRef<std::ffi::OsStr>>>(mut self, arguments: I) -> Self {
+        self.run = self.run.args(arguments);
+        self
+    }
+
+    pub fn env(mut self, name: &str, value: impl AsRef<std::ffi::OsStr>) -> Self {
+        self.run = self.run.env(name, value);
+        self
+    }
+
+    pub fn input(mut self, input: impl Into<Vec<u8>>) -> Self {
+        self.run = self.run.input(input);
+        self
+    }
+
+    pub fn deadline(mut self, deadline: std::time::Duration) -> Self {
+        self.run = self.run.deadline(deadline);
+        self
+    }
+
+    fn complete(mut self) -> Run {
+        self.run = self.run.arg(&self.destination);
+        if !self.command.is_empty() {
+            self.run = self.run.arg(&self.command);
+        }
+        self.run
+    }
+
+    #[track_caller]
+    pub fn run(self) -> Output {
+        self.complete().run()
+    }
+
+    /// Starts it with pipes for all three streams; the caller ends it.
+    pub fn spawn(self) -> Child {
+        self.complete().spawn()
+    }
+
+    /// The command itself, for other arrangements.
+    pub fn command(self) -> Command {
+        self.complete().command
+    }
+}
