@@ -7,7 +7,11 @@
 //! Each side treats what it receives as input: the supervisor trusts neither a connection nor an init, a connection does
 //! not trust init.
 
+mod key_options;
+pub mod pattern;
 pub mod wire;
+
+pub use key_options::{KeyOptions, Permit};
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
@@ -85,20 +89,6 @@ pub enum KeyVerdict {
     Accept(KeyOptions),
     /// Unknown user, unknown key and revoked key are not told apart.
     Reject,
-}
-
-/// The options of the `authorized_keys` line that matched (sshd(8), AUTHORIZED_KEYS FILE FORMAT).
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct KeyOptions {
-    /// `command="..."`: runs instead of whatever the client asks for; the client's request is in SSH_ORIGINAL_COMMAND.
-    pub command: Option<String>,
-    /// `environment="NAME=value"`.
-    pub environment: Vec<(String, String)>,
-    pub no_pty: bool,
-    pub no_port_forwarding: bool,
-    pub no_agent_forwarding: bool,
-    pub no_x11_forwarding: bool,
 }
 
 /// From a connection process to the supervisor.
