@@ -104,9 +104,16 @@ pub fn reap() -> Option<(i32, Ended)> {
 }
 
 /// Sets what happens on `signal`: ignored, or the default action.
+///
+/// Not by libc's function, which refuses the two signals that it uses itself. Its own posix_spawn(3) makes children
+/// ignore them, and what is ignored stays so over exec: a container's processes would inherit it.
 fn set_disposition(signal: i32, handler: libc::sighandler_t) -> io::Result<()> {
-    // SAFETY: SIG_DFL and SIG_IGN, which are all that the callers below pass, run no code of ours.
-    if unsafe { libc::signal(signal, handler) } == libc::SIG_ERR { Err(io::Error::last_os_error()) } else { Ok(()) }
+    // The kernel's `struct sigaction`: handler, flags, restorer, mask (64 signals, whose size is the last argument).
+    let action = [handler as u64, 0, 0, 0];
+    // SAFETY: `action` outlives the call, which keeps no pointer to it; SIG_DFL and SIG_IGN, which are all that the
+    // callers below pass, run no code of ours, so no restorer is needed.
+    let result = unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, action.as_ptr(), ptr::null_mut::<u64>(), 8) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Ignores `signal`. For SIGCHLD that means: children are reaped by the kernel.
@@ -117,7 +124,7 @@ pub fn ignore_signal(signal: i32) -> io::Result<()> {
 /// Gives every signal its default action; Rust's runtime ignores SIGPIPE, which a child would inherit.
 pub fn default_signals() {
     for signal in 1..=libc::SIGRTMAX() {
-        // SIGKILL, SIGSTOP and the two that belong to libc are refused, and are at their default.
+        // SIGKILL and SIGSTOP are refused, and are at their default.
         if let Err(_refused) = set_disposition(signal, libc::SIG_DFL) {}
     }
 }
