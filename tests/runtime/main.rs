@@ -1,0 +1,9 @@
+//! Containers for real: the spawner of the built binary, on a busybox layer made here.
+//!
+//! One level below `podspawn serve`: no SSH, no network, no image store. Each test has an instance of its own.
+
+mod guardian;
+mod host;
+mod hostile;
+mod life;
+mod profile;
