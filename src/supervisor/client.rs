@@ -86,9 +86,7 @@ pub(super) async fn serve(
         attached: false,
     };
     let result = connection.start(stream).await;
-    if let Err(error) = &result {
-        tracing::warn!(connection = id, %peer, "connection given up: {}", chain(error));
-    }
+    report(id, peer, result);
     supervisor.sessions.detach(id);
     end_child(&mut child, id).await;
     supervisor.forget_connection(id).await;
@@ -115,12 +113,19 @@ pub(super) async fn adopted(
         startup: None,
         attached: true,
     };
-    if let Err(error) = connection.run().await {
-        tracing::warn!(connection = id, peer = %record.peer, "connection given up: {}", chain(error));
-    }
+    report(id, record.peer, connection.run().await);
     supervisor.sessions.detach(id);
     supervisor.forget_connection(id).await;
     pool::remove_socket(&supervisor.pool.socket(id));
+}
+
+/// Says why a connection was given up. A process that ends while something is said to it is one whose client has left.
+fn report(id: ConnectionId, peer: SocketAddr, result: Result<(), ClientError>) {
+    match result {
+        Ok(()) => {}
+        Err(ClientError::Io(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+        Err(error) => tracing::warn!(connection = id, %peer, "connection given up: {}", chain(error)),
+    }
 }
 
 /// Waits for the process to end by itself, then makes it.

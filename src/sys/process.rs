@@ -127,6 +127,22 @@ pub fn default_signals() {
         // SIGKILL and SIGSTOP are refused, and are at their default.
         if let Err(_refused) = set_disposition(signal, libc::SIG_DFL) {}
     }
+    // libc refuses the two that it uses between threads, but whoever started us may have ignored them.
+    for signal in 32..libc::SIGRTMIN() {
+        default_action(signal);
+    }
+}
+
+/// Gives `signal` its default action without libc's knowledge.
+fn default_action(signal: i32) {
+    // The kernel's struct sigaction (rt_sigaction(2)) for SIG_DFL without flags and with an empty mask is all zeroes, and
+    // at most this long.
+    let default = [0_u64; 4];
+    // SAFETY: `default` outlives the call, the kernel only reads from it, and SIG_DFL runs no code of ours. 8 is the size of
+    // the kernel's sigset_t. It cannot fail for a signal that exists.
+    unsafe {
+        libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null_mut::<u64>(), 8_usize);
+    }
 }
 
 /// Closes every descriptor from 3 on that is not in `keep`.

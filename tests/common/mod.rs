@@ -15,6 +15,7 @@ pub mod command;
 pub mod images;
 pub mod leaks;
 pub mod ssh;
+pub mod sshd;
 
 use std::{
     fs,
@@ -40,6 +41,7 @@ pub use self::{
     command::{Output, Run},
     images::Image,
     ssh::Ssh,
+    sshd::Sshd,
 };
 
 /// How long anything may take that is waited for. Long, as several tests run at once on two slow cores.

@@ -44,6 +44,13 @@ impl Ssh {
         Self { run, destination: format!("{login}@{}", host.address), command: command.to_owned() }
     }
 
+    /// Goes to another server than the host's own.
+    pub fn at(mut self, address: std::net::Ipv4Addr) -> Self {
+        let user = self.destination.split('@').next().unwrap_or_default();
+        self.destination = format!("{user}@{address}");
+        self
+    }
+
     /// Options of ssh, before the destination.
     pub fn args<I: IntoIterator<Item: AsRef<std::ffi::OsStr>>>(mut self, arguments: I) -> Self {
         self.run = self.run.args(arguments);
