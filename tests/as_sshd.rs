@@ -2,25 +2,33 @@
 
 mod common;
 
-use common::{Host, Image, Output, Ssh, Sshd};
+use std::io::{Read, Write};
+
+use common::{Host, Image, Ssh, Sshd};
 
 /// A call of ssh: options, command, standard input.
 struct Call {
     options: &'static [&'static str],
     command: &'static str,
     input: &'static [u8],
+    /// Whether the input is typed when the command has said that it is ready.
+    waits: bool,
 }
 
 const fn call(command: &'static str) -> Call {
-    Call { options: &[], command, input: b"" }
+    Call { options: &[], command, input: b"", waits: false }
 }
 
 const fn with(options: &'static [&'static str], command: &'static str) -> Call {
-    Call { options, command, input: b"" }
+    Call { options, command, input: b"", waits: false }
 }
 
 const fn fed(options: &'static [&'static str], command: &'static str, input: &'static [u8]) -> Call {
-    Call { options, command, input }
+    Call { options, command, input, waits: false }
+}
+
+const fn typed(command: &'static str, input: &'static [u8]) -> Call {
+    Call { options: TTY, command, input, waits: true }
 }
 
 const TTY: &[&str] = &["-tt"];
@@ -93,8 +101,11 @@ const CALLS: &[Call] = &[
     with(&["-tt", "-o", "LogLevel=INFO"], "kill -TERM $$"),
     fed(TTY, "cat", b"typed\n\x04"),
     fed(TTY, "read -r line; echo \"<$line>\"", b"a\x7fb\n"),
-    fed(TTY, "sleep 60; echo not reached", b"\x03"),
-    fed(TTY, "trap 'echo interrupted; exit 8' INT; while :; do sleep 0.1; done", b"\x03"),
+    typed("echo ready; sleep 60; echo not reached", b"\x03"),
+    typed("trap 'echo interrupted; exit 8' INT; echo ready; while :; do sleep 0.1; done", b"\x03"),
+    typed("trap 'echo quit; exit 9' QUIT; echo ready; while :; do sleep 0.1; done", b"\x1c"),
+    typed("echo ready; cat; echo ended", b"x\n\x04"),
+    typed("stty -echo; echo ready; read -r word; echo \"<$word>\"", b"secret\n"),
     // Requests that fail.
     with(&["-s"], "nosuchsubsystem"),
     with(&["-W", "127.0.0.1:1"], ""),
@@ -102,9 +113,32 @@ const CALLS: &[Call] = &[
     with(&["-o", "LogLevel=INFO", "-o", "ExitOnForwardFailure=yes", "-R", "/nosuch/dir/socket:127.0.0.1:1"], "echo"),
 ];
 
-fn answer(ssh: Ssh, call: &Call) -> (Option<i32>, String, String) {
-    let output: Output = ssh.args(call.options).input(call.input).run();
+type Answer = (Option<i32>, String, String);
+
+fn answer(ssh: Ssh, call: &Call) -> Answer {
+    let ssh = ssh.args(call.options);
+    if call.waits {
+        return answer_when_ready(ssh, call.input);
+    }
+    let output = ssh.input(call.input).run();
     (output.status, output.text(), output.stderr)
+}
+
+fn answer_when_ready(ssh: Ssh, input: &[u8]) -> Answer {
+    let mut child = ssh.spawn();
+    let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let mut seen = Vec::new();
+    let mut chunk = [0; 1024];
+    while !String::from_utf8_lossy(&seen).contains("ready") {
+        let length = stdout.read(&mut chunk).unwrap();
+        assert_ne!(length, 0, "it ended before it was ready: {:?}", String::from_utf8_lossy(&seen));
+        seen.extend_from_slice(&chunk[..length]);
+    }
+    stdin.write_all(input).unwrap();
+    stdout.read_to_end(&mut seen).unwrap();
+    let mut stderr = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+    (child.wait().unwrap().code(), String::from_utf8_lossy(&seen).into_owned(), stderr)
 }
 
 #[test]
@@ -116,13 +150,13 @@ fn podspawn_answers_as_sshd_does() {
         let right = answer(host.ssh("ada", call.command).at(sshd.address), call);
         let ours = answer(host.ssh("ada", call.command), call);
         // Addresses are the only thing that may differ.
-        let place = |(status, stdout, stderr): (Option<i32>, String, String), address: std::net::Ipv4Addr| {
+        let place = |(status, stdout, stderr): Answer, address: std::net::Ipv4Addr| {
             let address = address.to_string();
             (status, stdout.replace(&address, "SERVER"), stderr.replace(&address, "SERVER"))
         };
         let (right, ours) = (place(right, sshd.address), place(ours, host.address));
         if right != ours {
-            let cut = |answer: (Option<i32>, String, String)| {
+            let cut = |answer: Answer| {
                 let first = |text: String| text.chars().take(1500).collect::<String>();
                 (answer.0, first(answer.1), first(answer.2))
             };

@@ -9,7 +9,7 @@
 //! its server is told to end, and whatever is left of it in the kernel or on disk fails the test; that is judged with
 //! other tools than our own (see `leaks`).
 
-#![allow(dead_code, reason = "each test file is a program of its own and uses a part of this")]
+#![allow(dead_code, unused_imports, reason = "each test file is a program of its own and uses a part of this")]
 
 pub mod command;
 pub mod images;
