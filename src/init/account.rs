@@ -133,6 +133,30 @@ impl AccountFiles {
     pub(super) const BARE_GROUP: &[u8] = b"root:x:0:\ntty:x:5:\n";
 }
 
+/// A line of passwd(5) or group(5).
+pub(super) struct Entry<'a> {
+    pub(super) name: &'a [u8],
+    /// The user's or the group's.
+    pub(super) id: u32,
+    fields: Vec<&'a [u8]>,
+}
+
+impl<'a> Entry<'a> {
+    /// The home directory, if it is a user's.
+    pub(super) fn home(&self) -> Option<&'a [u8]> {
+        self.fields.get(5).copied()
+    }
+}
+
+/// The lines of `file`, /etc/passwd or /etc/group, that name somebody.
+pub(super) fn entries(file: &[u8]) -> impl Iterator<Item = Entry<'_>> {
+    lines(file).filter_map(|line| {
+        let fields = fields(line);
+        let id = parse_id(fields.get(2)?)?;
+        (!fields[0].is_empty()).then(|| Entry { name: fields[0], id, fields })
+    })
+}
+
 /// A decimal id that the container's id map has. No sign, no overflow (CVE-2024-40635).
 fn parse_id(text: &[u8]) -> Option<u32> {
     let digits = (1..=5).contains(&text.len()) && text.iter().all(u8::is_ascii_digit);
@@ -280,6 +304,14 @@ mod tests {
         assert_eq!(account(Some("ada"), true).groups(group), [1000, 4, 27]);
         let many: String = (2000..4000).map(|id| format!("g{id}:x:{id}:ada\n")).collect();
         assert_eq!(account(Some("ada"), true).groups(many.as_bytes()).len(), MAX_GROUPS);
+    }
+
+    #[test]
+    fn entries_are_those_with_a_name_and_an_id() {
+        let passwd = b"root:*:0:0:root:/root:/bin/sh\n:x:7:7::/:\nx:x:-1:1::/x:\nno\na:b\nada:x:1000:1000::/home/ada:";
+        let found: Vec<_> = entries(passwd).map(|entry| (entry.name, entry.id, entry.home())).collect();
+        assert_eq!(found, [(&b"root"[..], 0, Some(&b"/root"[..])), (b"ada", 1000, Some(b"/home/ada"))]);
+        assert_eq!(entries(b"tty:x:5:").next().unwrap().home(), None);
     }
 
     #[test]

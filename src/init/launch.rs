@@ -34,6 +34,7 @@ use super::{account::Account, files, home, privileges, sftp, terminal::Terminal}
 use crate::{
     protocol::{ContainerSpec, Exec, Program, SecuritySpec},
     sys::{
+        local_time,
         process::{self, SingleThreaded},
         tty,
     },
@@ -123,7 +124,7 @@ impl Surroundings {
     /// Starts what `exec` asks for and returns when it has been executed.
     pub(super) fn launch(&self, exec: &Exec) -> Result<Launched, Refusal> {
         if let Program::Sftp = exec.program {
-            return self.launch_sftp();
+            return self.launch_sftp(exec);
         }
         let (stdio, ends) = match &exec.pty {
             Some(pty) => {
@@ -271,23 +272,36 @@ impl Surroundings {
     }
 
     /// The SFTP server is in init's own program: a child that executes nothing.
-    fn launch_sftp(&self) -> Result<Launched, Refusal> {
+    fn launch_sftp(&self, exec: &Exec) -> Result<Launched, Refusal> {
         let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)
             .map_err(|error| Refusal::failed("make a socket", &error.into()))?;
         match process::fork(self.proof).map_err(|error| Refusal::failed("start a process", &error))? {
             Some(pid) => Ok(Launched { pid, ends: vec![ours] }),
             None => {
-                let serve = || -> io::Result<()> {
+                let prepare = || -> io::Result<()> {
                     process::close_all_but(&[theirs.as_raw_fd()])?;
                     setsid()?;
                     self.become_user()?;
-                    process::ignore_signal(libc::SIGPIPE)?; // a client that is gone is an error of write(2)
-                    privileges::drop_to_profile(&self.security)?;
-                    sftp::serve(theirs, Path::new(&self.account.home))
+                    self.become_program(exec)
                 };
-                process::exit_now(i32::from(serve().is_err()))
+                let status = match prepare() {
+                    Ok(()) => sftp::serve(theirs, Path::new(&self.account.home)).map_or_else(|e| e.status(), |()| 0),
+                    Err(_nobody_to_tell) => FAILED,
+                };
+                process::exit_now(i32::from(status))
             }
         }
+    }
+
+    /// What exec would do for a child that executes nothing.
+    fn become_program(&self, exec: &Exec) -> io::Result<()> {
+        process::ignore_signal(libc::SIGPIPE)?; // a client that is gone is an error of write(2)
+        // Listings have the times that the user's own ls would show.
+        let zone = exec.env.iter().rev().find(|(name, _)| name.as_slice() == b"TZ").map(|(_, zone)| zone.as_slice());
+        let sessions = self.env.iter().rev().find(|(name, _)| name == "TZ").map(|(_, zone)| zone.as_bytes());
+        let zone = zone.or(sessions).and_then(|zone| CString::new(zone).ok());
+        local_time::set_zone(self.proof, zone.as_deref())?;
+        privileges::drop_to_profile(&self.security)
     }
 }
 

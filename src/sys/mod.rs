@@ -5,6 +5,7 @@
 pub mod async_fd;
 pub mod confine;
 pub mod inode_flags;
+pub mod local_time;
 pub mod mount_api;
 pub mod pidfd;
 pub mod process;
