@@ -150,7 +150,11 @@ async fn work(start: Start, line: &mut Line, control: &Control) -> End {
     let mut status = None;
     let Line { id: channel, handle, write, queue, events, .. } = line;
     let ended = async {
-        status = wait_for_exit(&mut said).await;
+        // The session's end may be told before init's socket closes, and then nobody reads from that any more.
+        status = tokio::select! {
+            status = wait_for_exit(&mut said) => status,
+            () = session_ended(control) => None,
+        };
         if let Some(status) = status {
             tell_status(handle, *channel, status).await;
         }
@@ -232,6 +236,12 @@ async fn wait_for_session(
             attachment.changed().await.map_err(|_| "the connection is ending".to_owned())?;
         }
     }
+}
+
+async fn session_ended(control: &Control) {
+    let over = |state: &Attachment| matches!(state, Attachment::Ended(_) | Attachment::Refused(_));
+    // An error says that the connection itself is ending.
+    let _ = control.attachment().wait_for(over).await;
 }
 
 fn why_ended(control: &Control) -> String {
