@@ -15,6 +15,7 @@ use std::{
 use serde_json::{Map, Value, json};
 
 use crate::{
+    access::{CertificateIdentity, Identity},
     names::SessionId,
     protocol::ExitStatus,
     session::{SessionKey, state::ConnectionId},
@@ -23,8 +24,8 @@ use crate::{
 /// Something worth remembering.
 #[derive(Debug)]
 pub enum Event<'a> {
-    AuthOk { key: &'a SessionKey, peer: SocketAddr, fingerprint: &'a str },
-    AuthFail { login: &'a str, peer: SocketAddr, fingerprint: &'a str },
+    AuthOk { key: &'a SessionKey, peer: SocketAddr, identity: &'a Identity },
+    AuthFail { login: &'a str, peer: SocketAddr, identity: &'a Identity, reason: &'a str },
     LimitRefused { key: &'a SessionKey, limit: &'static str },
     ContainerCreate { key: &'a SessionKey, session: &'a SessionId, image: &'a str },
     ContainerDestroy { key: &'a SessionKey, session: Option<&'a SessionId>, reason: &'static str },
@@ -57,11 +58,12 @@ impl Audit {
 
 fn describe(event: &Event<'_>, now: SystemTime) -> Value {
     let (name, details) = match event {
-        Event::AuthOk { key, peer, fingerprint } => {
-            ("auth.ok", with_key(key, json!({"remote": peer.to_string(), "fingerprint": fingerprint})))
+        Event::AuthOk { key, peer, identity } => {
+            ("auth.ok", with_key(key, with_identity(identity, json!({"remote": peer.to_string()}))))
         }
-        Event::AuthFail { login, peer, fingerprint } => {
-            ("auth.fail", json!({"login": login, "remote": peer.to_string(), "fingerprint": fingerprint}))
+        Event::AuthFail { login, peer, identity, reason } => {
+            let details = json!({"login": login, "remote": peer.to_string(), "reason": reason});
+            ("auth.fail", with_identity(identity, details))
         }
         Event::LimitRefused { key, limit } => ("limit.refused", with_key(key, json!({"reason": limit}))),
         Event::ContainerCreate { key, session, image } => {
@@ -102,6 +104,14 @@ fn with_key(key: &SessionKey, mut details: Value) -> Value {
     details
 }
 
+fn with_identity(identity: &Identity, mut details: Value) -> Value {
+    details["fingerprint"] = json!(identity.fingerprint);
+    if let Some(CertificateIdentity { key_id, serial, ca }) = &identity.certificate {
+        details["certificate"] = json!({"key_id": key_id, "serial": serial, "ca_fingerprint": ca});
+    }
+    details
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,10 +122,14 @@ mod tests {
         let path = directory.path().join("audit.log");
         let audit = Audit::open(Some(&path)).unwrap();
         let login = "x\n{\"event\":\"auth.ok\"}\u{2028}\r\0";
-        audit.record(&Event::AuthFail { login, peer: "127.0.0.1:5".parse().unwrap(), fingerprint: "SHA256:x" });
+        let certificate = CertificateIdentity { key_id: login.to_owned(), serial: 1, ca: "SHA256:y".to_owned() };
+        let identity = Identity { fingerprint: "SHA256:x".to_owned(), certificate: Some(certificate) };
+        let peer = "127.0.0.1:5".parse().unwrap();
+        audit.record(&Event::AuthFail { login, peer, identity: &identity, reason: "it is revoked" });
         let text = std::fs::read_to_string(&path).unwrap();
         assert_eq!(text.lines().count(), 1);
         let line: Value = serde_json::from_str(&text).unwrap();
         assert_eq!((&line["event"], &line["login"]), (&json!("auth.fail"), &json!(login)));
+        assert_eq!(line["certificate"]["key_id"], json!(login));
     }
 }

@@ -9,8 +9,10 @@
 //! main ─▶ connection ─▶ protocol ─▶ sys        main ─▶ init ─▶ protocol ─▶ sys
 //! ```
 //!
-//! `config` and `names` hold plain values that any of them may read; neither knows a process or a kernel object.
+//! `config` and `names` hold plain values that any of them may read, `access` says who may log in; none of them knows a
+//! process or a kernel object.
 
+pub mod access;
 pub mod api;
 pub mod audit;
 pub mod cgroup;

@@ -6,7 +6,10 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 
 use super::{Session, table};
-use crate::config::{Config, Egress, Mode, users};
+use crate::{
+    access::users,
+    config::{Config, Egress, Mode},
+};
 
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
@@ -22,7 +25,10 @@ impl ConfigCommand {
     pub fn run(&self, session: &Session<'_>) -> anyhow::Result<()> {
         let Self::Check { json } = self;
         // Loading has validated the file; what follows are the files that it points to.
-        let (_, warnings) = users::list(&session.config.paths.key_dir)?;
+        let rules = session.config.access();
+        rules.check_revoked()?;
+        let (_, mut warnings) = users::list(&rules)?;
+        rules.check_user_cas(&mut warnings);
         for warning in warnings {
             writeln!(io::stderr(), "podspawn: warning: {warning}")?;
         }
@@ -80,6 +86,8 @@ fn effective(config: &Config) -> Vec<(&'static str, Value)> {
         ("auth.max_auth_tries", json!(auth.max_auth_tries)),
         ("auth.max_sessions", json!(auth.max_sessions)),
         ("auth.accept_env", json!(auth.accept_env)),
+        ("auth.trusted_user_ca_keys", json!(auth.trusted_user_ca_keys)),
+        ("auth.revoked_keys", json!(auth.revoked_keys)),
         ("defaults.image", json!(defaults.image)),
         ("defaults.shell", json!(defaults.shell)),
         ("defaults.cpus", json!(defaults.cpus.unwrap_or(0.0))),

@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 
 use super::{Session, table};
-use crate::{api::client::ClientError, config::users, names::UserName, session::SessionKey};
+use crate::{access::users, api::client::ClientError, names::UserName, session::SessionKey};
 
 #[derive(Debug, Args)]
 pub struct AddUser {
@@ -101,7 +101,7 @@ pub struct ListUsers {
 
 impl ListUsers {
     pub fn run(&self, session: &Session<'_>) -> anyhow::Result<()> {
-        let (users, warnings) = users::list(&session.config.paths.key_dir)?;
+        let (users, warnings) = users::list(&session.config.access())?;
         for warning in warnings {
             writeln!(io::stderr(), "podspawn: warning: {warning}")?;
         }

@@ -62,6 +62,13 @@ impl Fields<'_> {
         }
     }
 
+    fn absolute(&self, field: &'static str, path: &Path) -> Result<(), ConfigError> {
+        if path.is_absolute() {
+            return Ok(());
+        }
+        Err(self.rule(field, format!("{} is not an absolute path", path.display())))
+    }
+
     fn network(&self, field: &'static str, text: &str) -> Result<(std::net::Ipv4Addr, u8), ConfigError> {
         units::parse_network(text).map_err(|error| self.bad(field, error))
     }
@@ -92,9 +99,7 @@ pub(super) fn config(
     for (field, path) in
         [("auth.key_dir", &paths.key_dir), ("auth.host_key_dir", &paths.host_key_dir), ("state.db_path", &paths.db)]
     {
-        if !path.is_absolute() {
-            return Err(fields.rule(field, format!("{} is not an absolute path", path.display())));
-        }
+        fields.absolute(field, path)?;
     }
     let log = raw.log.unwrap_or_default();
     Ok(Config {
@@ -134,12 +139,18 @@ fn auth(fields: &Fields<'_>, raw: raw::Auth) -> Result<Auth, ConfigError> {
         })?,
     };
     let accept_env = raw.accept_env.unwrap_or_default();
+    let file = |field: &'static str, path: Option<String>| {
+        let path = path.map(PathBuf::from);
+        path.iter().try_for_each(|path| fields.absolute(field, path)).map(|()| path)
+    };
     Ok(Auth {
         max_startups,
         login_grace_time: fields.duration("auth.login_grace_time", raw.login_grace_time.as_deref(), "30s")?,
         max_auth_tries: raw.max_auth_tries.unwrap_or(6),
         max_sessions: raw.max_sessions.unwrap_or(32),
         accept_env: ["LANG", "LC_*", "TERM", "COLORTERM"].map(str::to_owned).into_iter().chain(accept_env).collect(),
+        trusted_user_ca_keys: file("auth.trusted_user_ca_keys", raw.trusted_user_ca_keys)?,
+        revoked_keys: file("auth.revoked_keys", raw.revoked_keys)?,
     })
 }
 

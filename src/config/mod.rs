@@ -1,22 +1,20 @@
 //! The server's configuration: trusted input, written by the administrator.
 //!
 //! `raw` is the shape of the file (unknown fields are errors), [`Config`] the validated result with every default filled
-//! in. Who may log in is in [`authorized_keys`] and [`users`]. Values stop at `session`: leaves are given only what they
+//! in. Values stop at `session`: leaves are given only what they
 //! need.
 
-pub mod authorized_keys;
 mod effective;
 pub mod host_keys;
 mod load;
 mod raw;
 pub mod units;
-pub mod users;
 
 pub use self::load::{ConfigError, Options};
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use crate::names::InstanceTag;
+use crate::{access, names::InstanceTag};
 
 /// Where everything is, after `--root` and the configuration have been applied. All absolute.
 #[derive(Debug, Clone)]
@@ -57,6 +55,17 @@ pub struct Config {
     pub source: load::Source,
 }
 
+impl Config {
+    /// Where it is written who may log in.
+    pub fn access(&self) -> access::Rules {
+        access::Rules {
+            key_dir: self.paths.key_dir.clone(),
+            user_cas: self.auth.trusted_user_ca_keys.clone(),
+            revoked: self.auth.revoked_keys.clone(),
+        }
+    }
+}
+
 #[derive(Debug, Clone)]
 pub struct Auth {
     /// `start:rate:full` (sshd_config(5), MaxStartups).
@@ -66,6 +75,8 @@ pub struct Auth {
     /// Session channels per connection (sshd_config(5), MaxSessions).
     pub max_sessions: u32,
     pub accept_env: Vec<String>,
+    pub trusted_user_ca_keys: Option<PathBuf>,
+    pub revoked_keys: Option<PathBuf>,
 }
 
 /// From `start` unauthenticated connections on, refuse with probability `rate` percent, growing to certainty at `full`.

@@ -52,7 +52,9 @@ section! {
         max_auth_tries: u32,
         max_sessions: u32,
         accept_env: Vec<String>,
-    } later { trusted_user_ca_keys, revoked_keys, }
+        trusted_user_ca_keys: String,
+        revoked_keys: String,
+    } later { }
 }
 
 section! {

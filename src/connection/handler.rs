@@ -5,10 +5,10 @@ use std::{collections::HashMap, sync::Arc};
 
 use russh::{
     Channel, ChannelId, ChannelOpenFailure, Error, Sig,
-    keys::PublicKey,
+    keys::{Algorithm, Certificate},
     server::{Auth, ChannelOpenHandle, Msg, PublicKeyOffer, Session, VerifiedPublicKey},
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -16,9 +16,10 @@ use super::{
     control::Control,
     inbound::{Queue, Queues},
     signals,
+    ssh_config::REJECTION,
     stream::LoggedIn,
 };
-use crate::protocol::{Bytes, KeyOptions, KeyVerdict, Program, Pty, Serve};
+use crate::protocol::{Bytes, KeyOptions, KeyVerdict, Program, Pty, Serve, pattern};
 
 /// Requests of a client that may wait for a channel's task; window sizes and signals beyond it are dropped.
 const WAITING: usize = 64;
@@ -73,10 +74,29 @@ impl Handler {
         }
     }
 
-    async fn judge(&self, user: &str, key: &PublicKey, verified: bool) -> KeyVerdict {
-        let Ok(key) = key.to_bytes() else { return KeyVerdict::Reject };
+    /// Asks about a public key or certificate. A refusal takes the same time whatever the reason, also when the
+    /// supervisor is slow: russh waits until [`REJECTION`] is over, this for the next multiple of it.
+    async fn judge(&self, user: &str, blob: Vec<u8>, verified: bool) -> KeyVerdict {
+        let asked = Instant::now();
         let login = user.chars().take(MAX_LOGIN).collect();
-        self.control.key(login, key, verified).await
+        let verdict = self.control.key(login, blob, verified).await;
+        let taken = asked.elapsed();
+        if matches!(verdict, KeyVerdict::Reject) && taken >= REJECTION {
+            let periods = taken.div_duration_f64(REJECTION).ceil();
+            tokio::time::sleep_until(asked + REJECTION.mul_f64(periods)).await;
+        }
+        verdict
+    }
+
+    /// Takes the options of a key or certificate that the client has proved to hold.
+    async fn log_in(&mut self, user: &str, blob: Vec<u8>) -> Auth {
+        match self.judge(user, blob, true).await {
+            KeyVerdict::Accept(options) => {
+                self.options = options;
+                Auth::Accept
+            }
+            KeyVerdict::Reject => Auth::reject(),
+        }
     }
 
     /// Starts what the client has asked for, or whatever its key is for. Answers the request.
@@ -110,19 +130,12 @@ impl Handler {
     }
 
     fn allows_env(&self, name: &str) -> bool {
-        self.accept_env.iter().any(|pattern| match pattern.strip_suffix('*') {
-            Some(prefix) => name.starts_with(prefix),
-            None => name == pattern,
-        })
+        self.accept_env.iter().any(|pattern| pattern::matches(pattern, name))
     }
 }
 
 fn pair(name: &str, value: &str) -> (Bytes, Bytes) {
     (Bytes::from(name.as_bytes()), Bytes::from(value.as_bytes()))
-}
-
-fn reject() -> Auth {
-    Auth::Reject { proceed_with_methods: None, partial_success: false }
 }
 
 /// A terminal size as the kernel keeps it; a larger one makes no sense.
@@ -134,20 +147,22 @@ impl russh::server::Handler for Handler {
     type Error = Error;
 
     async fn auth_publickey_offered(&mut self, user: &str, offer: PublicKeyOffer<'_>) -> Result<Auth, Error> {
-        match self.judge(user, offer.public_key, false).await {
+        // With SHA-1. russh asks before each signature of another algorithm, so this is the only place to say no.
+        if matches!(offer.algorithm, Algorithm::Rsa { hash: None }) {
+            return Ok(Auth::reject());
+        }
+        match self.judge(user, offer.public_key.to_bytes()?, false).await {
             KeyVerdict::Accept(_) => Ok(Auth::Accept),
-            KeyVerdict::Reject => Ok(reject()),
+            KeyVerdict::Reject => Ok(Auth::reject()),
         }
     }
 
     async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, Error> {
-        match self.judge(user, key.public_key, true).await {
-            KeyVerdict::Accept(options) => {
-                self.options = options;
-                Ok(Auth::Accept)
-            }
-            KeyVerdict::Reject => Ok(reject()),
-        }
+        Ok(self.log_in(user, key.public_key.to_bytes()?).await)
+    }
+
+    async fn auth_openssh_certificate(&mut self, user: &str, certificate: &Certificate) -> Result<Auth, Error> {
+        Ok(self.log_in(user, certificate.to_bytes()?).await)
     }
 
     /// The session is made while the client is still opening its channel.

@@ -12,6 +12,10 @@ use russh::{
 use super::inbound;
 use crate::protocol::Serve;
 
+/// How long a refused login takes, whatever the reason: more than looking at the files takes, and little enough that a
+/// client with many keys is not kept waiting.
+pub(super) const REJECTION: Duration = Duration::from_millis(100);
+
 /// Post-quantum key exchange first; nothing with SHA-1.
 const KEX: &[kex::Name] = &[
     kex::MLKEM768X25519_SHA256,
@@ -52,11 +56,12 @@ pub(super) fn config(serve: &Serve) -> Result<Config, ssh_key::Error> {
     Ok(Config {
         server_id: SshId::Standard(Cow::Borrowed(concat!("SSH-2.0-podspawn_", env!("CARGO_PKG_VERSION")))),
         methods: MethodSet::from(&[MethodKind::PublicKey][..]),
-        // The same for every rejection, whatever the reason.
-        auth_rejection_time: Duration::from_millis(300),
+        auth_rejection_time: REJECTION,
         // The `none` that OpenSSH begins with to learn the methods.
         auth_rejection_time_initial: Some(Duration::ZERO),
-        max_auth_attempts: settings.max_auth_tries as usize,
+        // The `none` is not counted by sshd. And sshd lets go of a client in answer to its last failed attempt, russh only
+        // when it makes another.
+        max_auth_attempts: (settings.max_auth_tries as usize).saturating_add(1),
         keys,
         window_size: inbound::WINDOW,
         maximum_packet_size: 64 << 10,

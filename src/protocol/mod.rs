@@ -77,7 +77,7 @@ pub struct SshSettings {
     /// Silence after which the client is asked for a sign of life, and how many of those it may miss. 0 ms = never.
     pub client_alive_interval_ms: u64,
     pub client_alive_count_max: u32,
-    /// Names of environment variables that clients may set; a trailing `*` matches any rest.
+    /// Names of environment variables that clients may set: patterns with `*` and `?`.
     pub accept_env: Vec<String>,
     /// Session channels that may be open at once.
     pub max_sessions: u32,
@@ -94,7 +94,8 @@ pub enum KeyVerdict {
 /// From a connection process to the supervisor.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum FromConnection {
-    /// May `key` (RFC 4253 public key blob) log in as `user`? `login` is the user name as the client sent it (perhaps
+    /// May `key` log in as `user`? It is the blob of a public key (RFC 4253, 6.6) or of a certificate (PROTOCOL.certkeys);
+    /// of a certificate only if `verified`, as an offered one looks like the key inside it. `login` is the user name as the client sent it (perhaps
     /// `user+project`), at most 256 bytes of it. `verified` says that the client has proved that it holds the key.
     Key {
         request: u32,

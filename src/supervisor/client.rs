@@ -3,25 +3,19 @@
 //! A connection process handles a client's bytes and may have been taken over by it. So nothing that it says is believed:
 //! it may ask about keys, and be attached to the session of the login that an accepted key was for, once.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    os::fd::AsFd,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{net::SocketAddr, os::fd::AsFd, sync::Arc, time::Duration};
 
 use tokio::{net::TcpStream, process::Child, sync::mpsc};
 
 use super::{
     Supervisor,
     accept::Startup,
+    login::{self, Login, Question},
     pool::{self, Process},
 };
 use crate::{
     audit,
-    config::authorized_keys,
     errors::chain,
-    names::{ProjectName, UserName},
     protocol::{FromConnection, KeyVerdict, Serve, SshSettings, ToConnection, wire::AsyncSocket},
     session::{Client, SessionKey, ToClient, state::ConnectionId},
     state::ConnectionRecord,
@@ -33,12 +27,6 @@ const STARTUP_SLACK: Duration = Duration::from_secs(10);
 /// How long a process may take to show a last message and end.
 const FAREWELL: Duration = Duration::from_secs(10);
 
-/// A login whose key was accepted and proved.
-struct Login {
-    key: SessionKey,
-    fingerprint: String,
-}
-
 /// One connection, from its process's point of view the supervisor.
 pub(super) struct Connection {
     supervisor: Arc<Supervisor>,
@@ -48,6 +36,8 @@ pub(super) struct Connection {
     from_session: mpsc::Receiver<ToClient>,
     to_client: mpsc::Sender<ToClient>,
     login: Option<Login>,
+    /// Keys that the client has asked about.
+    questions: u32,
     /// Held until the client has logged in.
     startup: Option<Startup>,
     attached: bool,
@@ -82,6 +72,7 @@ pub(super) async fn serve(
         from_session,
         to_client,
         login: None,
+        questions: 0,
         startup: Some(startup),
         attached: false,
     };
@@ -110,6 +101,7 @@ pub(super) async fn adopted(
         from_session,
         to_client,
         login: Some(Login { key, fingerprint: record.fingerprint }),
+        questions: 0,
         startup: None,
         attached: true,
     };
@@ -193,7 +185,19 @@ impl Connection {
                 if self.attached {
                     return Err(ClientError::Protocol("a key after the login"));
                 }
-                let verdict = self.judge(&login, key, verified).await;
+                self.questions += 1;
+                if self.questions > login::MAX_QUESTIONS {
+                    return Err(ClientError::Protocol("more keys than anybody has"));
+                }
+                let question = Question { login, blob: key, proved: verified, peer: self.peer };
+                self.login = None;
+                let verdict = match login::judge(&self.supervisor, question).await {
+                    Some((login, options)) => {
+                        self.login = verified.then_some(login);
+                        KeyVerdict::Accept(options)
+                    }
+                    None => KeyVerdict::Reject,
+                };
                 self.control.send(&ToConnection::Key { request, verdict }, &[]).await?;
             }
             FromConnection::Attach => {
@@ -218,57 +222,6 @@ impl Connection {
             FromConnection::Adopted { .. } => return Err(ClientError::Protocol("an unexpected greeting")),
         }
         Ok(())
-    }
-
-    /// Whether the key may log in. Looks at the files each time: removing one takes effect at once.
-    async fn judge(&mut self, login: &str, key: Vec<u8>, verified: bool) -> KeyVerdict {
-        self.login = None;
-        let fingerprint = authorized_keys::fingerprint(&key);
-        let parsed = parse_login(login);
-        let options = match parsed.clone() {
-            None => None,
-            Some(session) => {
-                let key_dir = self.supervisor.config().paths.key_dir.clone();
-                let peer = canonical(self.peer.ip());
-                let user = session.user;
-                let looked_up = tokio::task::spawn_blocking(move || {
-                    authorized_keys::authorize(&key_dir, &user, &key, peer, SystemTime::now())
-                });
-                match looked_up.await {
-                    Ok((options, warnings)) => {
-                        for warning in warnings {
-                            tracing::warn!("{warning}");
-                        }
-                        options
-                    }
-                    Err(error) => {
-                        tracing::error!("looking up a key: {error}");
-                        None
-                    }
-                }
-            }
-        };
-        match (parsed, options) {
-            (Some(session), Some(options)) => {
-                if verified {
-                    self.supervisor.audit.record(&audit::Event::AuthOk {
-                        key: &session,
-                        peer: self.peer,
-                        fingerprint: &fingerprint,
-                    });
-                    self.login = Some(Login { key: session, fingerprint });
-                }
-                KeyVerdict::Accept(options)
-            }
-            _ => {
-                self.supervisor.audit.record(&audit::Event::AuthFail {
-                    login,
-                    peer: self.peer,
-                    fingerprint: &fingerprint,
-                });
-                KeyVerdict::Reject
-            }
-        }
     }
 
     /// Tells the process what its session says. Returns whether that was the last word.
@@ -316,35 +269,4 @@ impl Connection {
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// An IPv4 client of an IPv6 socket is an IPv4 client.
-fn canonical(address: IpAddr) -> IpAddr {
-    address.to_canonical()
-}
-
-/// `user` or `user+project`; `None` if either is not a valid name.
-fn parse_login(login: &str) -> Option<SessionKey> {
-    let (user, project) = match login.split_once('+') {
-        None => (login, None),
-        Some((user, project)) => (user, Some(project)),
-    };
-    let user = user.parse::<UserName>().ok()?;
-    let project = project.map(str::parse::<ProjectName>).transpose().ok()?;
-    Some(SessionKey { user, project })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn logins_name_a_user_and_perhaps_a_project() {
-        let show = |login| parse_login(login).map(|key| key.to_string());
-        assert_eq!(show("ada"), Some("ada".to_owned()));
-        assert_eq!(show("ada+web"), Some("ada@web".to_owned()));
-        for bad in ["", "+", "ada+", "+web", "ada+web+x", "../etc", "ada\0", "ada@web"] {
-            assert_eq!(show(bad), None, "{bad:?}");
-        }
-    }
 }

@@ -12,6 +12,7 @@
 mod accept;
 mod client;
 mod control;
+mod login;
 mod pool;
 mod reconcile;
 mod start;
@@ -49,6 +50,7 @@ struct Supervisor {
     pool: Pool,
     startups: Startups,
     audit: Arc<Audit>,
+    said: login::Said,
 }
 
 /// Runs until a signal ends it.

@@ -108,6 +108,7 @@ pub(super) async fn start(config: Config) -> Result<(), StartError> {
         ),
         startups: Startups::default(),
         audit,
+        said: super::login::Said::default(),
     });
     reconcile::reconcile(&supervisor).await?;
 

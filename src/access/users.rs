@@ -8,7 +8,11 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::authorized_keys::{self, LineError, Warning};
+use super::{
+    Rules,
+    authorized_keys::{self, Warning},
+    key_line::{Entry, LineError},
+};
 use crate::names::UserName;
 
 /// Why a user could not be listed or changed.
@@ -16,7 +20,7 @@ use crate::names::UserName;
 pub enum UserError {
     #[error("there is no user {user} in {}", .key_dir.display())]
     Unknown { user: UserName, key_dir: PathBuf },
-    #[error("{origin} is not a public key")]
+    #[error("{origin} has a line that is no usable public key")]
     Key {
         origin: String,
         #[source]
@@ -39,7 +43,8 @@ pub struct User {
 }
 
 /// Every user, by name. Files whose names are not user names do not count.
-pub fn list(key_dir: &Path) -> Result<(Vec<User>, Vec<Warning>), UserError> {
+pub fn list(rules: &Rules) -> Result<(Vec<User>, Vec<Warning>), UserError> {
+    let key_dir = &rules.key_dir;
     let entries = match fs::read_dir(key_dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), Vec::new())),
         other => other.map_err(|error| UserError::Read(key_dir.to_owned(), error))?,
@@ -49,7 +54,7 @@ pub fn list(key_dir: &Path) -> Result<(Vec<User>, Vec<Warning>), UserError> {
     for entry in entries {
         let entry = entry.map_err(|error| UserError::Read(key_dir.to_owned(), error))?;
         let Some(name) = entry.file_name().to_str().and_then(|name| name.parse::<UserName>().ok()) else { continue };
-        let (keys, complaints) = authorized_keys::check(&entry.path());
+        let (keys, complaints) = authorized_keys::check(&entry.path(), rules.user_cas.is_some());
         warnings.extend(complaints);
         users.push(User { name, keys });
     }
@@ -67,18 +72,18 @@ pub fn add(key_dir: &Path, user: &UserName, texts: &[(String, String)]) -> Resul
     };
     let mut known: Vec<_> = content
         .lines()
-        .filter_map(|line| authorized_keys::parse_line(line).ok().flatten())
-        .map(|entry| entry.key)
+        .filter_map(|line| Entry::parse(line).ok().flatten())
+        .map(|entry| (entry.authority, entry.key))
         .collect();
     let mut added = 0;
     for (origin, text) in texts {
         let mut found = false;
         for line in text.lines() {
-            let entry =
-                authorized_keys::parse_line(line).map_err(|why| UserError::Key { origin: origin.clone(), why })?;
+            let entry = Entry::parse(line).map_err(|why| UserError::Key { origin: origin.clone(), why })?;
             let Some(entry) = entry else { continue };
             found = true;
-            if known.iter().any(|key| key.key_data() == entry.key.key_data()) {
+            let entry = (entry.authority, entry.key);
+            if known.contains(&entry) {
                 continue;
             }
             if !content.is_empty() && !content.ends_with('\n') {
@@ -86,7 +91,7 @@ pub fn add(key_dir: &Path, user: &UserName, texts: &[(String, String)]) -> Resul
             }
             content.push_str(line.trim());
             content.push('\n');
-            known.push(entry.key);
+            known.push(entry);
             added += 1;
         }
         if !found {
@@ -140,10 +145,11 @@ mod tests {
         let keys = directory.path().join("keys");
         let ada: UserName = "ada".parse().unwrap();
         let text = |text: &str| [("--key".to_owned(), text.to_owned())];
-        assert_eq!(list(&keys).unwrap().0, []);
+        let list = || list(&Rules { key_dir: keys.clone(), user_cas: None, revoked: None }).unwrap();
+        assert_eq!(list().0, []);
         assert_eq!(add(&keys, &ada, &text(&format!("{KEY} laptop"))).unwrap(), 1);
         assert_eq!(add(&keys, &ada, &text(&format!("restrict {KEY} again"))).unwrap(), 0);
-        assert_eq!(list(&keys).unwrap().0, [User { name: ada.clone(), keys: 1 }]);
+        assert_eq!(list().0, [User { name: ada.clone(), keys: 1 }]);
         assert_eq!(fs::metadata(keys.join("ada")).unwrap().permissions().mode() & 0o777, 0o644);
         remove(&keys, &ada).unwrap();
         assert!(matches!(remove(&keys, &ada), Err(UserError::Unknown { .. })));
