@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{Session, table};
 use crate::{
     access::users,
-    config::{Config, Egress, Mode},
+    config::{Algorithms, Config, Egress, Mode},
 };
 
 #[derive(Debug, Subcommand)]
@@ -88,6 +88,13 @@ fn effective(config: &Config) -> Vec<(&'static str, Value)> {
         ("auth.accept_env", json!(auth.accept_env)),
         ("auth.trusted_user_ca_keys", json!(auth.trusted_user_ca_keys)),
         ("auth.revoked_keys", json!(auth.revoked_keys)),
+        (
+            "auth.algorithms",
+            json!(match auth.algorithms {
+                Algorithms::Strong => "strong",
+                Algorithms::Compatible => "compatible",
+            }),
+        ),
         ("defaults.image", json!(defaults.image)),
         ("defaults.shell", json!(defaults.shell)),
         ("defaults.cpus", json!(defaults.cpus.unwrap_or(0.0))),

@@ -7,7 +7,8 @@ use std::{
 };
 
 use super::{
-    Auth, Config, Defaults, Egress, Images, Log, MaxStartups, Mode, Network, Paths, Resources, Security, Session,
+    Algorithms, Auth, Config, Defaults, Egress, Images, Log, MaxStartups, Mode, Network, Paths, Resources, Security,
+    Session,
     load::{ConfigError, Source, ValueError},
     raw, units,
 };
@@ -143,6 +144,12 @@ fn auth(fields: &Fields<'_>, raw: raw::Auth) -> Result<Auth, ConfigError> {
         let path = path.map(PathBuf::from);
         path.iter().try_for_each(|path| fields.absolute(field, path)).map(|()| path)
     };
+    let known = &["strong", "compatible"];
+    let algorithms = match raw.algorithms.as_deref() {
+        None | Some("strong") => Algorithms::Strong,
+        Some("compatible") => Algorithms::Compatible,
+        Some(other) => return Err(fields.bad("auth.algorithms", ValueError::Word { value: other.to_owned(), known })),
+    };
     Ok(Auth {
         max_startups,
         login_grace_time: fields.duration("auth.login_grace_time", raw.login_grace_time.as_deref(), "30s")?,
@@ -151,6 +158,7 @@ fn auth(fields: &Fields<'_>, raw: raw::Auth) -> Result<Auth, ConfigError> {
         accept_env: ["LANG", "LC_*", "TERM", "COLORTERM"].map(str::to_owned).into_iter().chain(accept_env).collect(),
         trusted_user_ca_keys: file("auth.trusted_user_ca_keys", raw.trusted_user_ca_keys)?,
         revoked_keys: file("auth.revoked_keys", raw.revoked_keys)?,
+        algorithms,
     })
 }
 

@@ -77,6 +77,16 @@ pub struct Auth {
     pub accept_env: Vec<String>,
     pub trusted_user_ca_keys: Option<PathBuf>,
     pub revoked_keys: Option<PathBuf>,
+    pub algorithms: Algorithms,
+}
+
+/// Which algorithms are offered to clients (docs/ssh.md).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Algorithms {
+    /// Those that nobody has a complaint about.
+    Strong,
+    /// Also what some older clients cannot do without.
+    Compatible,
 }
 
 /// From `start` unauthenticated connections on, refuse with probability `rate` percent, growing to certainty at `full`.

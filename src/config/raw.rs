@@ -54,6 +54,7 @@ section! {
         accept_env: Vec<String>,
         trusted_user_ca_keys: String,
         revoked_keys: String,
+        algorithms: String,
     } later { }
 }
 

@@ -3,7 +3,7 @@
 use std::{borrow::Cow, time::Duration};
 
 use russh::{
-    Limits, MethodKind, MethodSet, Preferred, SshId, cipher, kex,
+    Limits, MethodKind, MethodSet, Preferred, SshId, cipher, compression, kex,
     keys::{Algorithm, EcdsaCurve, HashAlg, PrivateKey, ssh_key},
     mac,
     server::Config,
@@ -16,16 +16,14 @@ use crate::protocol::Serve;
 /// client with many keys is not kept waiting.
 pub(super) const REJECTION: Duration = Duration::from_millis(100);
 
-/// Post-quantum key exchange first; nothing with SHA-1.
-const KEX: &[kex::Name] = &[
-    kex::MLKEM768X25519_SHA256,
-    kex::CURVE25519,
-    kex::CURVE25519_PRE_RFC_8731,
-    kex::DH_G18_SHA512,
-    kex::DH_G16_SHA512,
-    kex::EXTENSION_SUPPORT_AS_SERVER,
-    kex::EXTENSION_OPENSSH_STRICT_KEX_AS_SERVER,
-];
+/// Post-quantum first. As in OpenSSH 10 nothing in finite fields, which costs a server more than it costs who attacks it
+/// (CVE-2002-20001); and nothing on the NIST curves.
+const KEX: &[kex::Name] = &[kex::MLKEM768X25519_SHA256, kex::CURVE25519, kex::CURVE25519_PRE_RFC_8731];
+
+/// For `auth.algorithms: compatible`.
+const MORE_KEX: &[kex::Name] = &[kex::DH_G16_SHA512, kex::DH_G14_SHA256];
+
+const KEX_EXTENSIONS: &[kex::Name] = &[kex::EXTENSION_SUPPORT_AS_SERVER, kex::EXTENSION_OPENSSH_STRICT_KEX_AS_SERVER];
 
 const CIPHERS: &[cipher::Name] = &[
     cipher::AES_128_GCM,
@@ -36,14 +34,21 @@ const CIPHERS: &[cipher::Name] = &[
     cipher::AES_128_CTR,
 ];
 
+/// For the CTR ciphers; the others authenticate by themselves.
 const MACS: &[mac::Name] = &[mac::HMAC_SHA256_ETM, mac::HMAC_SHA512_ETM];
 
-/// Signatures by host keys and users' keys: no RSA with SHA-1.
+/// For `auth.algorithms: compatible`: the MAC is of the plain text, which libssh2 before 1.11 cannot do without.
+const MORE_MACS: &[mac::Name] = &[mac::HMAC_SHA256, mac::HMAC_SHA512];
+
+/// Signatures by users' keys, told to clients as `server-sig-algs`, and by those host keys that there are: no RSA with
+/// SHA-1.
 const KEYS: &[Algorithm] = &[
     Algorithm::Ed25519,
+    Algorithm::SkEd25519,
     Algorithm::Ecdsa { curve: EcdsaCurve::NistP256 },
     Algorithm::Ecdsa { curve: EcdsaCurve::NistP384 },
     Algorithm::Ecdsa { curve: EcdsaCurve::NistP521 },
+    Algorithm::SkEcdsaSha2NistP256,
     Algorithm::Rsa { hash: Some(HashAlg::Sha512) },
     Algorithm::Rsa { hash: Some(HashAlg::Sha256) },
 ];
@@ -52,6 +57,7 @@ const KEYS: &[Algorithm] = &[
 pub(super) fn config(serve: &Serve) -> Result<Config, ssh_key::Error> {
     let keys = serve.host_keys.iter().map(|key| PrivateKey::from_openssh(&key.0)).collect::<Result<_, _>>()?;
     let settings = &serve.settings;
+    let compatible = settings.compatible_algorithms;
     let interval = Duration::from_millis(settings.client_alive_interval_ms);
     Ok(Config {
         server_id: SshId::Standard(Cow::Borrowed(concat!("SSH-2.0-podspawn_", env!("CARGO_PKG_VERSION")))),
@@ -68,11 +74,12 @@ pub(super) fn config(serve: &Serve) -> Result<Config, ssh_key::Error> {
         event_buffer_size: 64,
         limits: Limits::new(1 << 30, 1 << 30, Duration::from_secs(3600)),
         preferred: Preferred {
-            kex: Cow::Borrowed(KEX),
+            kex: Cow::Owned([KEX, if compatible { MORE_KEX } else { &[] }, KEX_EXTENSIONS].concat()),
             key: Cow::Borrowed(KEYS),
             cipher: Cow::Borrowed(CIPHERS),
-            mac: Cow::Borrowed(MACS),
-            ..Preferred::DEFAULT
+            mac: Cow::Owned([MACS, if compatible { MORE_MACS } else { &[] }].concat()),
+            compression: Cow::Borrowed(&[compression::NONE]),
+            host_key_certificates: Cow::Borrowed(&[]),
         },
         // An idle shell is no reason to disconnect; a silent client is asked for a sign of life.
         inactivity_timeout: None,

@@ -81,6 +81,9 @@ pub struct SshSettings {
     pub accept_env: Vec<String>,
     /// Session channels that may be open at once.
     pub max_sessions: u32,
+    /// Whether to offer the algorithms that older clients need.
+    #[serde(default)]
+    pub compatible_algorithms: bool,
 }
 
 /// Whether a public key may log in as the user it was offered for.

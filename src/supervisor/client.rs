@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     audit,
+    config::Algorithms,
     errors::chain,
     protocol::{FromConnection, KeyVerdict, Serve, SshSettings, ToConnection, wire::AsyncSocket},
     session::{Client, SessionKey, ToClient, state::ConnectionId},
@@ -151,6 +152,7 @@ impl Connection {
                 client_alive_count_max: config.session.client_alive_count_max,
                 accept_env: config.auth.accept_env.clone(),
                 max_sessions: config.auth.max_sessions,
+                compatible_algorithms: config.auth.algorithms == Algorithms::Compatible,
             },
         };
         self.control.send(&ToConnection::Serve(Box::new(serve)), &[stream.as_fd()]).await?;
