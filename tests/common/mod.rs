@@ -12,6 +12,7 @@
 #![allow(dead_code, unused_imports, reason = "each test file is a program of its own and uses a part of this")]
 
 pub mod command;
+pub mod fido;
 pub mod images;
 pub mod leaks;
 pub mod ssh;

@@ -1,7 +1,7 @@
 //! The real ssh client.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command},
 };
 
@@ -29,6 +29,10 @@ pub fn make_key(path: &Path, kind: &[&str]) {
 /// One call of ssh.
 pub struct Ssh {
     run: Run,
+    /// After those of the test: of two values ssh takes the first.
+    options: Vec<String>,
+    /// The private key, unless an agent holds it.
+    identity: Option<PathBuf>,
     destination: String,
     command: String,
 }
@@ -36,12 +40,29 @@ pub struct Ssh {
 impl Ssh {
     pub(super) fn new(host: &Host, login: &str, command: &str) -> Self {
         let user = login.split_once('+').map_or(login, |(user, _)| user);
-        let mut run = Run::new("ssh").args(["-F", "none", "-i"]).arg(host.key(user));
-        for option in options(host) {
-            run = run.args(["-o", &option]);
-        }
+        let mut run = Run::new("ssh").args(["-F", "none"]);
         run.command.env_remove("SSH_AUTH_SOCK").env_remove("LANG").env_remove("LC_ALL");
-        Self { run, destination: format!("{login}@{}", host.address), command: command.to_owned() }
+        let identity = Some(host.key(user));
+        Self {
+            run,
+            options: options(host),
+            identity,
+            destination: format!("{login}@{}", host.address),
+            command: command.to_owned(),
+        }
+    }
+
+    /// Logs in with another key than the user's own.
+    pub fn key(mut self, private: &Path) -> Self {
+        self.identity = Some(private.to_owned());
+        self
+    }
+
+    /// Logs in with the keys of the agent at this socket.
+    pub fn agent(mut self, socket: &Path) -> Self {
+        self.identity = None;
+        self.run = self.run.args(["-o", "IdentitiesOnly=no", "-o", "IdentityFile=none"]).env("SSH_AUTH_SOCK", socket);
+        self
     }
 
     /// Goes to another server than the host's own.
@@ -73,6 +94,12 @@ impl Ssh {
     }
 
     fn complete(mut self) -> Run {
+        for option in &self.options {
+            self.run = self.run.args(["-o", option]);
+        }
+        if let Some(key) = &self.identity {
+            self.run = self.run.arg("-i").arg(key);
+        }
         self.run = self.run.arg(&self.destination);
         if !self.command.is_empty() {
             self.run = self.run.arg(&self.command);
