@@ -21,10 +21,7 @@ use std::{
     collections::BTreeSet,
     fs::{self, OpenOptions},
     io,
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::fs::OpenOptionsExt,
-    },
+    os::{fd::OwnedFd, unix::fs::OpenOptionsExt},
     path::PathBuf,
     thread,
     time::{Duration, Instant},
@@ -38,7 +35,7 @@ use self::{
 use crate::{
     names::{InstanceTag, SessionId},
     protocol::CgroupJoin,
-    sys::pidfd::{pidfd_open, pidfd_send_signal},
+    sys::pidfd::Held,
 };
 
 /// How long killed processes may take to be gone. A hundred take 4 ms; one that is stuck in the kernel, forever.
@@ -241,13 +238,11 @@ impl Cgroup {
     /// Sends SIGKILL to those of `pids` that are still in here once we hold them by descriptor: a number alone may by
     /// then be the name of somebody else's process.
     fn signal(&self, pids: &[i32]) -> Result<(), CgroupError> {
-        let held: Vec<_> = pids.iter().filter_map(|pid| Some((pid, pidfd_open(*pid).ok()?))).collect();
+        let held: Vec<_> = pids.iter().filter_map(|pid| Held::open(*pid).ok()).collect();
         let present = self.pids()?;
-        for (pid, pidfd) in held {
-            if present.contains(pid) {
-                // It may have ended meanwhile; whatever else went wrong, the caller sees that it is still there.
-                let _ = pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
-            }
+        for process in held.into_iter().filter(|process| present.contains(&process.pid())) {
+            // Whatever goes wrong, the caller sees that it is still there.
+            let _ = process.kill();
         }
         Ok(())
     }

@@ -12,13 +12,12 @@ use std::{
     io::{self, Read},
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::Path,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use nix::{
     errno::Errno,
     fcntl::OFlag,
-    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask},
         socket::{AddressFamily, SockFlag, SockType, socketpair},
@@ -35,6 +34,7 @@ use crate::{
     protocol::{ContainerSpec, Exec, Program, SecuritySpec},
     sys::{
         local_time,
+        poll::wait_readable,
         process::{self, SingleThreaded},
         tty,
     },
@@ -311,19 +311,10 @@ fn errno(error: io::Error) -> Errno {
 
 /// Reads the child's word: nothing if it was executed.
 fn wait_for_exec(pid: i32, report: OwnedFd, path: &CStr) -> Result<(), Refusal> {
-    let deadline = Instant::now() + EXEC_LIMIT;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        match poll(&mut [PollFd::new(report.as_fd(), PollFlags::POLLIN)], timeout) {
-            Err(Errno::EINTR) => {}
-            Ok(0) | Err(_) => {
-                // It may be stopped or traced; it is still ours, so the pid is its own.
-                if let Err(_ended) = kill(Pid::from_raw(pid), Signal::SIGKILL) {}
-                return Err(Refusal { status: FAILED, message: "starting the process took too long".into() });
-            }
-            Ok(_) => break,
-        }
+    if wait_readable(report.as_fd(), EXEC_LIMIT).is_err() {
+        // It may be stopped or traced; it is still ours, so the pid is its own.
+        if let Err(_ended) = kill(Pid::from_raw(pid), Signal::SIGKILL) {}
+        return Err(Refusal { status: FAILED, message: "starting the process took too long".into() });
     }
     let mut bytes = Vec::with_capacity(4);
     let read = std::fs::File::from(report).take(4).read_to_end(&mut bytes);

@@ -88,14 +88,14 @@ impl Channel {
             self.sequence = self.sequence.wrapping_add(1);
             append(&mut datagram, request, self.sequence);
         }
-        self.socket.send(&datagram, 0).map_err(|e| errno(&e))?;
+        uninterrupted(|| self.socket.send(&datagram, 0))?;
 
         let mut waiting: Vec<bool> = requests.iter().map(Request::is_answered).collect();
         let mut answers = Vec::new();
         let mut refused = None;
         let mut interrupted = false;
         while waiting.contains(&true) {
-            let (bytes, _) = self.socket.recv_from_full().map_err(|e| errno(&e))?;
+            let (bytes, _) = uninterrupted(|| self.socket.recv_from_full())?;
             for frame in Frames(&bytes) {
                 let index = frame.sequence.wrapping_sub(first) as usize;
                 // Left over from a call that ended early; its caller has been told.
@@ -140,8 +140,15 @@ impl Channel {
     }
 }
 
-fn errno(error: &io::Error) -> Errno {
-    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+/// Repeats `call` for as long as signals interrupt it: with a time-out on the socket the kernel does not go on by itself
+/// (signal(7)), and any thread of the supervisor may be the one to hear that a child has ended.
+fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> Result<T, Errno> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other.map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)),
+        }
+    }
 }
 
 /// Appends one message with its header, padded to four bytes.

@@ -10,7 +10,7 @@ use std::{
 use super::{Container, init_name};
 use crate::{
     names::{InstanceTag, SessionId},
-    sys::pidfd::pidfd_open,
+    sys::pidfd::Held,
 };
 
 /// Everything that `runtime` owns and that exists now.
@@ -50,9 +50,9 @@ pub fn listing(tag: &InstanceTag, sessions_dir: &Path) -> io::Result<Listing> {
 pub fn kill_session(tag: &InstanceTag, session: &SessionId) -> io::Result<()> {
     for (pid, _) in inits(tag)?.into_iter().filter(|(_, found)| found == session) {
         // Between the look and the opening the pid may have got a new owner, so look again when it is pinned.
-        let Ok(pidfd) = pidfd_open(pid) else { continue };
+        let Ok(held) = Held::open(pid) else { continue };
         if init_of(tag, pid).as_ref() == Some(session) {
-            let container = Container::new(pid, pidfd);
+            let container = Container::held(held);
             container.kill()?;
             container.wait(std::time::Duration::from_secs(10));
         }

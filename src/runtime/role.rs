@@ -33,12 +33,13 @@ use nix::{
     unistd::{dup2_stdin, setsid},
 };
 
-use super::{Container, init_name, mounts, seccomp, spawner::wait_readable};
+use super::{Container, init_name, mounts, seccomp};
 use crate::{
     init,
     protocol::{CgroupJoin, ContainerSpec, FromNewborn, FromSpawner, ToNewborn, ToSpawner, wire},
     sys::{
         confine::Instruction,
+        poll::wait_readable,
         process::{self, Cloned, SingleThreaded},
         seqpacket,
     },

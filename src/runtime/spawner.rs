@@ -7,13 +7,12 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use nix::{
     errno::Errno,
     fcntl::{FcntlArg, SealFlag, fcntl},
-    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::memfd::{MFdFlags, memfd_create},
 };
 
@@ -21,7 +20,7 @@ use super::{Container, kill_session};
 use crate::{
     names::{InstanceTag, SessionId},
     protocol::{ContainerSpec, FromSpawner, ToSpawner, wire},
-    sys::seqpacket,
+    sys::{poll::wait_readable, seqpacket},
 };
 
 /// Longer than the spawner itself waits for a container ([`super::role::SETUP_LIMIT`]), so that it can clean up.
@@ -190,24 +189,6 @@ impl Helper {
 impl Drop for Helper {
     fn drop(&mut self) {
         self.end();
-    }
-}
-
-/// Waits until `fd` has something to read or is at its end.
-///
-/// # Errors
-/// `TimedOut` after `limit`.
-pub(super) fn wait_readable(fd: BorrowedFd<'_>, limit: Duration) -> io::Result<()> {
-    let deadline = Instant::now() + limit;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        match poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], timeout) {
-            Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
-            Ok(_) => return Ok(()),
-            Err(Errno::EINTR) => {}
-            Err(error) => return Err(error.into()),
-        }
     }
 }
 

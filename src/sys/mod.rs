@@ -8,6 +8,7 @@ pub mod inode_flags;
 pub mod local_time;
 pub mod mount_api;
 pub mod pidfd;
+pub mod poll;
 pub mod process;
 pub mod remove_tree;
 pub mod seqpacket;
