@@ -140,7 +140,7 @@ async fn work(start: Start, line: &mut Line, control: &Control) -> End {
             process.running = false;
             return End::Failed(printable(&message), status);
         }
-        Ok(Some((FromInit::Exited { .. }, _)) | None) => return End::Cut(why_ended(control)),
+        Ok(Some((FromInit::Exited { .. }, _)) | None) => return End::Cut(control.why_ended().await),
         Err(message) => return End::Failed(message, FAILED),
     };
     let Streams { input, output, errors, terminal } = match Streams::new(fds) {
@@ -173,7 +173,7 @@ async fn work(start: Start, line: &mut Line, control: &Control) -> End {
             control.command(described, status);
             End::Told
         }
-        None => End::Cut(why_ended(control)),
+        None => End::Cut(control.why_ended().await),
     }
 }
 
@@ -242,13 +242,6 @@ async fn session_ended(control: &Control) {
     let over = |state: &Attachment| matches!(state, Attachment::Ended(_) | Attachment::Refused(_));
     // An error says that the connection itself is ending.
     let _ = control.attachment().wait_for(over).await;
-}
-
-fn why_ended(control: &Control) -> String {
-    match &*control.attachment().borrow() {
-        Attachment::Ended(message) | Attachment::Refused(message) => message.clone(),
-        Attachment::Waiting { .. } | Attachment::Ready(_) => "the session has ended".to_owned(),
-    }
 }
 
 /// One line without control characters: the text may come from inside the container.

@@ -4,12 +4,13 @@ use std::{
     collections::HashMap,
     os::fd::{AsFd, OwnedFd},
     sync::Arc,
+    time::Duration,
 };
 
 use tokio::{
     io::Interest,
     sync::{mpsc, oneshot, watch},
-    time::Instant,
+    time::{Instant, timeout},
 };
 
 use super::init_link::InitLink;
@@ -20,6 +21,9 @@ use crate::{
 
 /// Messages to the supervisor that may wait, for instance while there is none. Audit beyond it is lost.
 const WAITING: usize = 256;
+
+/// How long after a container's end to wait for the supervisor's reason.
+const EXPLANATION: Duration = Duration::from_secs(2);
 
 /// Whether there is a session.
 #[derive(Clone)]
@@ -83,6 +87,16 @@ impl Control {
         }
     }
 
+    /// Why the session has ended: to be asked when it has, which the supervisor may take a moment to explain.
+    pub(super) async fn why_ended(&self) -> String {
+        let mut attachment = self.attachment.clone();
+        let ended = |state: &Attachment| matches!(state, Attachment::Ended(_) | Attachment::Refused(_));
+        match timeout(EXPLANATION * 2, attachment.wait_for(ended)).await.as_ref().map(|state| state.as_deref()) {
+            Ok(Ok(Attachment::Ended(message) | Attachment::Refused(message))) => message.clone(),
+            _ => "the session has ended".to_owned(),
+        }
+    }
+
     pub(super) fn attachment(&self) -> watch::Receiver<Attachment> {
         self.attachment.clone()
     }
@@ -127,7 +141,7 @@ impl Link {
                     if self.pass_on(request).await { true } else { self.supervisor_gone().await }
                 }
                 () = init_gone => {
-                    self.end("the session has ended".to_owned());
+                    self.hear_why().await;
                     true
                 }
             };
@@ -136,6 +150,21 @@ impl Link {
                 return;
             }
         }
+    }
+
+    /// The container is gone. The supervisor has ended it, or sees it too, and says why; without one there is no reason to
+    /// tell.
+    async fn hear_why(&mut self) {
+        let explained = async {
+            while let Ok(Some((message, _fds))) = self.socket.recv::<ToConnection>().await {
+                if let ToConnection::Terminate { message } = message {
+                    return Some(message);
+                }
+            }
+            None
+        };
+        let message = timeout(EXPLANATION, explained).await.ok().flatten();
+        self.end(message.unwrap_or_else(|| "the session has ended".to_owned()));
     }
 
     /// Handles what the supervisor says; false ends the connection at once.
