@@ -5,13 +5,17 @@ use std::{
     fs, io,
     os::unix::ffi::{OsStrExt, OsStringExt},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use super::{Container, init_name};
+use super::{Container, init_name, spawner_name};
 use crate::{
     names::{InstanceTag, SessionId},
-    sys::pidfd::Held,
+    sys::{find_process, pidfd::Held},
 };
+
+/// How long a killed process may take to be gone.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
 
 /// Everything that `runtime` owns and that exists now.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -54,21 +58,40 @@ pub fn kill_session(tag: &InstanceTag, session: &SessionId) -> io::Result<()> {
         if init_of(tag, pid).as_ref() == Some(session) {
             let container = Container::held(held);
             container.kill()?;
-            container.wait(std::time::Duration::from_secs(10));
+            container.wait(KILL_LIMIT);
         }
     }
     Ok(())
 }
 
+/// Kills spawners of the instance that an earlier supervisor has left, and waits for their end. They end by themselves when
+/// their supervisor does, unless somebody has stopped them; what they were making ends with them.
+pub(super) fn kill_spawners(tag: &InstanceTag) -> io::Result<()> {
+    let name = spawner_name(tag.as_str());
+    let is_spawner = |pid: i32| {
+        let comm = fs::read_to_string(format!("/proc/{pid}/comm"));
+        comm.is_ok_and(|comm| comm.trim_end() == name) && is_our_copy(pid)
+    };
+    for pid in find_process::pids()?.filter(|pid| is_spawner(*pid)) {
+        let Ok(held) = Held::open(pid) else { continue };
+        if is_spawner(pid) {
+            held.kill()?;
+            held.wait(KILL_LIMIT);
+        }
+    }
+    Ok(())
+}
+
+/// Whether the process runs our copy of the program in memory. The kernel says so, whatever the process calls itself.
+fn is_our_copy(pid: i32) -> bool {
+    let exe = fs::read_link(format!("/proc/{pid}/exe"));
+    exe.is_ok_and(|exe| exe.as_os_str().as_bytes().starts_with(b"/memfd:podspawn"))
+}
+
 fn inits(tag: &InstanceTag) -> io::Result<Vec<(i32, SessionId)>> {
     let mut found = Vec::new();
-    for entry in fs::read_dir("/proc")? {
-        let pid = entry?.file_name().to_str().and_then(|name| name.parse().ok());
-        if let Some(pid) = pid
-            && let Some(session) = init_of(tag, pid)
-        {
-            found.push((pid, session));
-        }
+    for pid in find_process::pids()? {
+        found.extend(init_of(tag, pid).map(|session| (pid, session)));
     }
     found.sort();
     Ok(found)
@@ -80,12 +103,11 @@ fn init_of(tag: &InstanceTag, pid: i32) -> Option<SessionId> {
     // Processes come and go while we look; one that is gone is not an init.
     let comm = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
     let session: SessionId = comm.trim_end().strip_prefix(&init_name_prefix(tag))?.parse().ok()?;
-    let exe = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
     let status = fs::read(format!("/proc/{pid}/status")).ok()?;
     let status = String::from_utf8_lossy(&status);
     let pids = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
     let is_init = pids.split_ascii_whitespace().skip(1).last() == Some("1");
-    (is_init && exe.as_os_str().as_bytes().starts_with(b"/memfd:podspawn")).then_some(session)
+    (is_init && is_our_copy(pid)).then_some(session)
 }
 
 fn init_name_prefix(tag: &InstanceTag) -> String {

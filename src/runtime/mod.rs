@@ -28,6 +28,11 @@ pub use listing::{Listing, kill_session, listing};
 pub use role::spawner_main;
 pub use spawner::{RuntimeError, Spawner};
 
+/// The name (`comm`) of the spawner.
+fn spawner_name(instance: &str) -> String {
+    format!("ps{instance}spawner")
+}
+
 /// The name (`comm`) of a container's init: 14 bytes of the 15 that the kernel keeps.
 fn init_name(instance: &str, session: &crate::names::SessionId) -> String {
     format!("ps{instance}{session}")

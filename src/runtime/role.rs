@@ -33,7 +33,7 @@ use nix::{
     unistd::{dup2_stdin, setsid},
 };
 
-use super::{Container, init_name, mounts, seccomp};
+use super::{Container, init_name, mounts, seccomp, spawner_name};
 use crate::{
     init,
     protocol::{CgroupJoin, ContainerSpec, FromNewborn, FromSpawner, ToNewborn, ToSpawner, wire},
@@ -104,7 +104,7 @@ impl Role {
         dup2_stdin(open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?)?;
         process::cloexec_all()?;
         prctl::set_dumpable(false)?;
-        prctl::set_name(&CString::new(format!("ps{instance}spawner"))?)?;
+        prctl::set_name(&CString::new(spawner_name(instance))?)?;
 
         unshare(CloneFlags::CLONE_NEWNS)?;
         let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;

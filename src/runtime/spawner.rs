@@ -16,7 +16,7 @@ use nix::{
     sys::memfd::{MFdFlags, memfd_create},
 };
 
-use super::{Container, kill_session};
+use super::{Container, kill_session, listing::kill_spawners};
 use crate::{
     names::{InstanceTag, SessionId},
     protocol::{ContainerSpec, FromSpawner, ToSpawner, wire},
@@ -59,7 +59,7 @@ struct Helper {
 }
 
 impl Spawner {
-    /// Starts the spawner of the running program. `scratch_dir` is made if it is missing; nothing appears in it on the
+    /// Starts the spawner of the running program, and ends those that an earlier supervisor has left. `scratch_dir` is made if it is missing; nothing appears in it on the
     /// host.
     ///
     /// # Errors
@@ -76,6 +76,7 @@ impl Spawner {
             instance: instance.clone(),
             helper: Mutex::new(None),
         };
+        kill_spawners(instance).map_err(RuntimeError::Start)?;
         let helper = spawner.start_helper()?;
         *spawner.helper.lock().unwrap_or_else(PoisonError::into_inner) = Some(helper);
         Ok(spawner)

@@ -4,6 +4,7 @@
 
 pub mod async_fd;
 pub mod confine;
+pub mod find_process;
 pub mod inode_flags;
 pub mod local_time;
 pub mod mount_api;
