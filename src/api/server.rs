@@ -1,6 +1,6 @@
 //! The server's side of the control API.
 
-use std::{io, path::Path};
+use std::{io, path::Path, time::Duration};
 
 use axum::{
     Json, Router,
@@ -21,6 +21,9 @@ use crate::{session::SessionKey, sys::seqpacket};
 /// Requests of how many clients are served at once. Further ones wait to be accepted.
 const CLIENTS: usize = 64;
 
+/// How long to wait after accept(2) has failed.
+const BACK_OFF: Duration = Duration::from_millis(100);
+
 /// Listens on the socket file `path`, which only root may use. A file that an earlier server left is replaced: the caller
 /// holds the lock that says there is no other.
 pub fn listen(path: &Path) -> io::Result<UnixListener> {
@@ -40,7 +43,15 @@ pub async fn serve(listener: UnixListener, backend: impl Backend) -> io::Result<
     let permits = std::sync::Arc::new(tokio::sync::Semaphore::new(CLIENTS));
     loop {
         let permit = permits.clone().acquire_owned().await.map_err(io::Error::other)?;
-        let (stream, _) = listener.accept().await?;
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            // Out of descriptors, perhaps; that passes.
+            Err(error) => {
+                tracing::warn!("the control socket: {error}");
+                tokio::time::sleep(BACK_OFF).await;
+                continue;
+            }
+        };
         if !from_root(&stream) {
             continue;
         }

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     os::fd::OwnedFd,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -11,8 +11,10 @@ use tokio::{
     io::{Interest, unix::AsyncFd},
     sync::{mpsc, oneshot},
 };
+use tokio_util::sync::CancellationToken;
 
 use super::{
+    client::{Client, ToClient},
     registry::Inner,
     state::{Action, ConnectionId, Creating, Grace, Next, Policy, Reason, Running, State, Stopping},
     steps::{self, Context, CreateError, Live, SessionKey},
@@ -22,7 +24,6 @@ use crate::{
     config::Config,
     errors::chain,
     image,
-    names::SessionId,
     state::{Phase, SessionRecord},
     sys::{async_fd, seqpacket},
 };
@@ -30,44 +31,6 @@ use crate::{
 /// How often a removal that failed is tried again, at first; doubles up to [`RETRY_MAX`].
 const RETRY_MIN: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(60);
-
-/// What a session tells the task of a connection.
-#[derive(Debug)]
-pub enum ToClient {
-    /// The session is there; the descriptor is a socket connected to its init.
-    Attached {
-        session: SessionId,
-        init: OwnedFd,
-    },
-    Refused(String),
-    Progress(String),
-    Terminate(String),
-}
-
-/// A connection, as its session sees it.
-#[derive(Debug, Clone)]
-pub struct Client {
-    pub id: ConnectionId,
-    /// Holds [`Client::QUEUE`] messages. Progress is dropped when it is half full; of the others there is one of a kind.
-    pub outgoing: mpsc::Sender<ToClient>,
-}
-
-impl Client {
-    /// The size to make the queue.
-    pub const QUEUE: usize = 16;
-
-    fn tell(&self, message: ToClient) {
-        // A full queue is one whose task has stopped reading, and a closed one that of a connection that is gone; its
-        // detach is on its way in both cases.
-        let _ = self.outgoing.try_send(message);
-    }
-
-    fn progress(&self, line: &str) {
-        if self.outgoing.capacity() > Self::QUEUE / 2 {
-            self.tell(ToClient::Progress(line.to_owned()));
-        }
-    }
-}
 
 /// What `list` shows of a session.
 #[derive(Debug, Clone)]
@@ -87,12 +50,14 @@ pub(super) enum Event {
     Detach(ConnectionId),
     Stop(Reason),
     View(oneshot::Sender<View>),
-    Progress(String),
+    /// The image's store has put a new line into [`Driver::progress`].
+    Progress,
     Created(Result<Live, CreateError>),
     Destroyed(Result<(), steps::DestroyError>),
 }
 
-/// A driver's mailbox. Unbounded in type; in fact each connection sends it two events and each command one.
+/// A driver's mailbox. Unbounded in type; in fact each connection sends it two events, each command one, and of creation,
+/// removal and progress there is at most one of each.
 pub(super) type Mailbox = mpsc::UnboundedSender<Event>;
 
 pub(super) struct Driver {
@@ -106,6 +71,10 @@ pub(super) struct Driver {
     container: Option<crate::runtime::Container>,
     init: Option<AsyncFd<OwnedFd>>,
     retry: Duration,
+    /// The latest line about the image, until it has been passed on.
+    progress: Arc<Mutex<Option<String>>>,
+    /// Given up when the session is stopped before there is anything of it.
+    creation: CancellationToken,
 }
 
 impl Driver {
@@ -128,6 +97,8 @@ impl Driver {
             container: None,
             init: None,
             retry: RETRY_MIN,
+            progress: Arc::default(),
+            creation: CancellationToken::new(),
         }
     }
 
@@ -160,15 +131,15 @@ impl Driver {
         let policy = Policy { grace: steps::grace(record.mode, &config), ends_at: ends_at(record.created_at, &config) };
         let now = SystemTime::now();
         let container = inner.context.adopt(&record);
-        let (state, actions) = match (&container, record.phase) {
-            (Some(_), Phase::Running) => {
+        let (state, actions) = match (&container, record.phase, record.grace_deadline) {
+            // Whoever is connected counts, also if the database was full when its attach should have been recorded.
+            (Some(_), Phase::Grace, Some(deadline)) if clients.is_empty() => {
+                (State::Grace(Grace::adopted(deadline)), vec![])
+            }
+            (Some(_), Phase::Running | Phase::Grace, _) => {
                 Running::adopted(clients.iter().map(|client| client.id).collect(), now, &policy)
             }
-            (Some(_), Phase::Grace) => match record.grace_deadline {
-                Some(deadline) => (State::Grace(Grace::adopted(deadline)), vec![]),
-                None => Stopping::adopted(Reason::Reconcile),
-            },
-            (Some(_), Phase::Creating | Phase::Stopping) | (None, _) => Stopping::adopted(Reason::Reconcile),
+            (Some(_), Phase::Creating | Phase::Stopping, _) | (None, ..) => Stopping::adopted(Reason::Reconcile),
         };
         let mut driver = Self::new(inner, key, mailbox, events, policy);
         driver.clients = clients.into_iter().map(|client| (client.id, client)).collect();
@@ -231,15 +202,19 @@ impl Driver {
                     State::Grace(_) | State::Stopping(_) => (state, vec![]),
                 }
             }
-            Event::Stop(reason) => stop(state, reason),
+            Event::Stop(reason) => {
+                self.creation.cancel();
+                stop(state, reason)
+            }
             Event::View(reply) => {
                 // The asker may have given up.
                 let _ = reply.send(self.view(&state));
                 (state, vec![])
             }
-            Event::Progress(line) => {
-                for client in self.clients.values() {
-                    client.progress(&line);
+            Event::Progress => {
+                let line = self.progress.lock().unwrap_or_else(PoisonError::into_inner).take();
+                if let Some(line) = line {
+                    self.clients.values().for_each(|client| client.progress(&line));
                 }
                 (state, vec![])
             }
@@ -336,15 +311,19 @@ impl Driver {
 
     fn start_creation(&self, config: Arc<Config>) {
         let (inner, key, mailbox) = (self.inner.clone(), self.key.clone(), self.mailbox.clone());
+        let (progress, stopped) = (self.progress.clone(), self.creation.clone());
         tokio::spawn(async move {
-            let progress = Progress { mailbox: mailbox.clone() };
+            let progress = Progress { mailbox: mailbox.clone(), line: progress };
             let image = blocking(&inner, {
                 let config = config.clone();
                 move |context| context.ensure_image(&config, &progress)
             });
-            let result = match image.await {
-                Err(error) => Err(error),
-                Ok(()) => {
+            // A download goes on in the background, for the next one who wants the image.
+            let image = stopped.run_until_cancelled(image).await;
+            let result = match image {
+                None => Err(CreateError::Stopped),
+                Some(Err(error)) => Err(error),
+                Some(Ok(())) => {
                     let _turn = inner.creation_turn().await;
                     blocking(&inner, move |context| context.create(&key, &config)).await
                 }
@@ -368,10 +347,16 @@ impl Driver {
         });
     }
 
-    fn creation_failed(self, state: State, error: CreateError) {
+    fn creation_failed(mut self, state: State, error: CreateError) {
         Inner::retire(&self.inner, &self.key, &self.mailbox);
         let message = chain(error);
         tracing::error!(session = %self.key, "{message}");
+        // From here on nobody finds the mailbox, but some may have come before.
+        while let Ok(event) = self.events.try_recv() {
+            if let Event::Attach(client) = event {
+                client.tell(ToClient::Refused(message.clone()));
+            }
+        }
         if let State::Creating(creating) = state {
             for action in creating.failed(&message) {
                 if let Action::Refuse(id, text) = action
@@ -448,11 +433,16 @@ async fn until(deadline: Option<SystemTime>) {
 /// Passes on what the image store says to those who wait for the session.
 struct Progress {
     mailbox: Mailbox,
+    line: Arc<Mutex<Option<String>>>,
 }
 
 impl image::Progress for Progress {
     fn line(&self, line: &str) {
-        // Nobody waits any more if the driver is gone.
-        let _ = self.mailbox.send(Event::Progress(line.to_owned()));
+        let last = self.line.lock().unwrap_or_else(PoisonError::into_inner).replace(line.to_owned());
+        // The driver has not come to the last one yet, and will find this one instead.
+        if last.is_none() {
+            // Nobody waits any more if the driver is gone.
+            let _ = self.mailbox.send(Event::Progress);
+        }
     }
 }

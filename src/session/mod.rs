@@ -4,6 +4,7 @@
 //! [`steps`] is the order in which kernel objects are made and removed, [`registry`] knows which sessions there are and
 //! who may have one.
 
+mod client;
 mod driver;
 mod leaks;
 pub mod registry;
@@ -11,7 +12,8 @@ pub mod state;
 pub mod steps;
 
 pub use self::{
-    driver::{Client, ToClient, View},
+    client::{Client, ToClient},
+    driver::View,
     leaks::{Leak, leaks},
     registry::Sessions,
     steps::{Context, SessionKey},

@@ -10,7 +10,8 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
 use super::{
-    driver::{Client, Driver, Event, Mailbox, ToClient, View},
+    client::{Client, ToClient},
+    driver::{Driver, Event, Mailbox, View},
     state::{ConnectionId, Reason},
     steps::{Context, SessionKey},
 };

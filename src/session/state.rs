@@ -144,7 +144,7 @@ impl Creating {
         (State::Creating(self), vec![])
     }
 
-    /// Stops as soon as there is something to stop: creation itself is not interrupted.
+    /// Stops as soon as there is something to stop: the making of kernel objects is not interrupted.
     pub fn stop(mut self, reason: Reason) -> Next {
         self.stop.get_or_insert(reason);
         (State::Creating(self), vec![])
@@ -165,8 +165,9 @@ impl Creating {
         (State::Running(Running { connections: self.waiting }), actions)
     }
 
-    /// Nothing was left behind by the failed attempt; the session is gone.
+    /// Nothing was left behind by the attempt, which failed or was given up because of a stop; the session is gone.
     pub fn failed(self, message: &str) -> Vec<Action> {
+        let message = self.stop.as_ref().and_then(Reason::notice).unwrap_or(message);
         self.waiting.into_iter().map(|c| Action::Refuse(c, message.to_owned())).collect()
     }
 }
@@ -343,6 +344,14 @@ mod tests {
         let (state, actions) = creating.created(NOW, &GRACE);
         assert!(matches!(&actions[..], [Action::Refuse(1, _), Action::Destroy(Reason::Stop)]));
         assert!(matches!(state, State::Stopping(_)));
+    }
+
+    #[test]
+    fn a_creation_that_was_given_up_is_told_as_what_it_was() {
+        let (state, _) = Creating::new(1).stop(Reason::Shutdown);
+        let State::Creating(creating) = state else { panic!() };
+        assert_eq!(creating.failed("cut off"), [Action::Refuse(1, "the server is shutting down".to_owned())]);
+        assert_eq!(Creating::new(1).failed("no image"), [Action::Refuse(1, "no image".to_owned())]);
     }
 
     proptest! {

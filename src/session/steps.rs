@@ -17,6 +17,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use super::leaks::session_in;
 use crate::{
     cgroup::{self, Cgroups},
     config::{Config, Mode},
@@ -98,6 +99,8 @@ pub enum CreateError {
     Image(String, #[source] image::ImageError),
     #[error("image {0} was removed in this moment; try again")]
     ImageRemoved(String),
+    #[error("the session was stopped while its image was fetched")]
+    Stopped,
     #[error("the session cannot be recorded")]
     Record(#[source] StateError),
     #[error("no address is left in the network pool")]
@@ -159,7 +162,19 @@ impl Context {
     }
 
     /// Makes a session for `key`, or leaves nothing behind. Blocks.
+    ///
+    /// A spawner that dies over it is no fault of the session, so there is a second try, with a new one.
     pub fn create(&self, key: &SessionKey, config: &Config) -> Result<Live, CreateError> {
+        match self.try_create(key, config) {
+            Err(CreateError::Container(error @ RuntimeError::Lost { .. })) => {
+                tracing::warn!(session = %key, "{}; trying again", chain(error));
+                self.try_create(key, config)
+            }
+            other => other,
+        }
+    }
+
+    fn try_create(&self, key: &SessionKey, config: &Config) -> Result<Live, CreateError> {
         let (image, mut record) = self.reserve(key, config)?;
         match self.create_objects(key, config, &image, &mut record) {
             Ok(container) => Ok(Live { record, container }),
@@ -299,12 +314,21 @@ impl Context {
         }
     }
 
-    /// The ids that directories of sessions have, with or without a record.
-    pub fn session_ids_on_disk(&self) -> BTreeSet<SessionId> {
+    /// The ids of sessions that directories, cgroups and processes have in their names, with or without a record. What
+    /// cannot be listed is logged and left out.
+    pub fn session_ids_found(&self) -> BTreeSet<SessionId> {
         let mut ids = BTreeSet::new();
         for parent in [&self.state_dir, &self.run_dir] {
             let entries = std::fs::read_dir(parent).into_iter().flatten().flatten();
             ids.extend(entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()));
+        }
+        match Cgroups::listing(&self.tag) {
+            Ok(lines) => ids.extend(lines.iter().filter_map(|line| session_in(line))),
+            Err(error) => tracing::error!("cannot list cgroups: {}", chain(error)),
+        }
+        match runtime::listing(&self.tag, &self.state_dir) {
+            Ok(found) => ids.extend(found.inits.into_iter().map(|(_, session)| session)),
+            Err(error) => tracing::error!("cannot list containers: {error}"),
         }
         ids
     }
@@ -313,6 +337,7 @@ impl Context {
     /// processes, and its rules went when the table was made anew.
     pub fn sweep(&self, id: &SessionId) -> Result<(), DestroyError> {
         let mut failures = Vec::new();
+        failures.extend(runtime::kill_session(&self.tag, id).err().map(chain));
         let cgroup = self.cgroups.adopt(id);
         failures.extend(cgroup.kill().and_then(|()| cgroup.destroy()).err().map(chain));
         for directory in [self.run_parent(id), self.upper_parent(id)] {

@@ -103,7 +103,7 @@ async fn greet(socket: &std::path::Path) -> Result<AsyncSocket, AdoptError> {
 /// Removes objects with an id that the database does not know: of a database that was lost or replaced.
 fn remove_strays(supervisor: &Supervisor, known: &HashSet<SessionId>) {
     let context = supervisor.sessions.context();
-    for id in context.session_ids_on_disk() {
+    for id in context.session_ids_found() {
         if !known.contains(&id) {
             tracing::warn!(session = %id, "removing what is left of a session without a record");
             if let Err(error) = context.sweep(&id) {

@@ -1,0 +1,46 @@
+//! A connection as its session sees it: a number, and a queue of what it is told.
+
+use std::os::fd::OwnedFd;
+
+use tokio::sync::mpsc;
+
+use super::state::ConnectionId;
+use crate::names::SessionId;
+
+/// What a session tells the task of a connection.
+#[derive(Debug)]
+pub enum ToClient {
+    /// The session is there; the descriptor is a socket connected to its init.
+    Attached {
+        session: SessionId,
+        init: OwnedFd,
+    },
+    Refused(String),
+    Progress(String),
+    Terminate(String),
+}
+
+/// A connection, as its session sees it.
+#[derive(Debug, Clone)]
+pub struct Client {
+    pub id: ConnectionId,
+    /// Holds [`Client::QUEUE`] messages. Progress is dropped when it is half full; of the others there is one of a kind.
+    pub outgoing: mpsc::Sender<ToClient>,
+}
+
+impl Client {
+    /// The size to make the queue.
+    pub const QUEUE: usize = 16;
+
+    pub(super) fn tell(&self, message: ToClient) {
+        // A full queue is one whose task has stopped reading, and a closed one that of a connection that is gone; its
+        // detach is on its way in both cases.
+        let _ = self.outgoing.try_send(message);
+    }
+
+    pub(super) fn progress(&self, line: &str) {
+        if self.outgoing.capacity() > Self::QUEUE / 2 {
+            self.tell(ToClient::Progress(line.to_owned()));
+        }
+    }
+}
