@@ -41,7 +41,9 @@ const MIGRATIONS: &[&str] = &["
         id INTEGER PRIMARY KEY,
         session TEXT NOT NULL,
         peer TEXT NOT NULL,
-        fingerprint TEXT NOT NULL
+        fingerprint TEXT NOT NULL,
+        pid INTEGER NOT NULL,
+        starttime INTEGER NOT NULL
     ) STRICT;
     CREATE TABLE last_slot (slot INTEGER NOT NULL) STRICT;
     INSERT INTO last_slot VALUES (-1);
@@ -203,9 +205,11 @@ impl State {
     /// Records a connection that is attached to a session.
     pub fn insert_connection(&self, record: &ConnectionRecord) -> Result<(), StateError> {
         let id = i64::try_from(record.id).unwrap_or(i64::MAX);
+        let (pid, starttime) = (record.process.0, i64::try_from(record.process.1).unwrap_or(i64::MAX));
         self.execute(
-            "INSERT OR REPLACE INTO connections (id, session, peer, fingerprint) VALUES (?1, ?2, ?3, ?4)",
-            params![id, record.session.as_str(), record.peer.to_string(), record.fingerprint],
+            "INSERT OR REPLACE INTO connections (id, session, peer, fingerprint, pid, starttime)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            params![id, record.session.as_str(), record.peer.to_string(), record.fingerprint, pid, starttime],
         )
     }
 
@@ -218,7 +222,7 @@ impl State {
     pub fn connections(&self) -> Result<Vec<ConnectionRecord>, StateError> {
         let connection = self.connection();
         let mut query = connection
-            .prepare("SELECT id, session, peer, fingerprint FROM connections ORDER BY id")
+            .prepare("SELECT id, session, peer, fingerprint, pid, starttime FROM connections ORDER BY id")
             .map_err(|e| self.failed(e))?;
         let rows = query.query_map([], records::connection_from_row).map_err(|e| self.failed(e))?;
         rows.map(|row| match row {
@@ -294,6 +298,7 @@ mod tests {
             session: record.id.clone(),
             peer: "[::1]:22".parse().unwrap(),
             fingerprint: "SHA256:x".to_owned(),
+            process: (43, 100),
         };
         state.insert_connection(&connection).unwrap();
         drop(state);

@@ -103,6 +103,8 @@ pub struct ConnectionRecord {
     pub peer: SocketAddr,
     /// Of the key that logged in.
     pub fingerprint: String,
+    /// Pid and start time of its process.
+    pub process: (i32, u64),
 }
 
 /// The word for a mode in the database.
@@ -161,12 +163,14 @@ pub(super) fn session_from_row(row: &Row<'_>) -> rusqlite::Result<Result<Session
 pub(super) fn connection_from_row(row: &Row<'_>) -> rusqlite::Result<Result<ConnectionRecord, String>> {
     let (id, session, peer, fingerprint): (i64, String, String, String) =
         (row.get("id")?, row.get("session")?, row.get("peer")?, row.get("fingerprint")?);
+    let (pid, starttime): (i32, i64) = (row.get("pid")?, row.get("starttime")?);
     let parse = || -> Result<ConnectionRecord, String> {
         Ok(ConnectionRecord {
             id: u64::try_from(id).map_err(text)?,
             session: session.parse().map_err(text)?,
             peer: peer.parse().map_err(text)?,
             fingerprint,
+            process: (pid, u64::try_from(starttime).map_err(text)?),
         })
     };
     Ok(parse())

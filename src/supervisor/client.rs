@@ -3,7 +3,12 @@
 //! A connection process handles a client's bytes and may have been taken over by it. So nothing that it says is believed:
 //! it may ask about keys, and be attached to the session of the login that an accepted key was for, once.
 
-use std::{net::SocketAddr, os::fd::AsFd, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    os::fd::{AsFd, BorrowedFd},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{net::TcpStream, process::Child, sync::mpsc};
 
@@ -20,6 +25,7 @@ use crate::{
     protocol::{FromConnection, KeyVerdict, Serve, SshSettings, ToConnection, wire::AsyncSocket},
     session::{Client, SessionKey, ToClient, state::ConnectionId},
     state::ConnectionRecord,
+    sys::pidfd::Held,
 };
 
 /// How much longer than the login grace time a process may take, before it is killed for not enforcing it.
@@ -28,10 +34,15 @@ const STARTUP_SLACK: Duration = Duration::from_secs(10);
 /// How long a process may take to show a last message and end.
 const FAREWELL: Duration = Duration::from_secs(10);
 
+/// How long a process may leave its socket full.
+const SEND_LIMIT: Duration = Duration::from_secs(10);
+
 /// One connection, from its process's point of view the supervisor.
 pub(super) struct Connection {
     supervisor: Arc<Supervisor>,
     id: ConnectionId,
+    /// Pid and start time of the process.
+    process: (i32, u64),
     peer: SocketAddr,
     control: AsyncSocket,
     from_session: mpsc::Receiver<ToClient>,
@@ -44,6 +55,15 @@ pub(super) struct Connection {
     attached: bool,
 }
 
+/// How the supervisor's part in a connection ended.
+#[derive(PartialEq, Eq)]
+enum Outcome {
+    /// With the connection, whose process has ended or is about to.
+    Ended,
+    /// With the supervisor: the next one takes over.
+    Left,
+}
+
 /// Why a connection was given up by the supervisor.
 #[derive(Debug, thiserror::Error)]
 enum ClientError {
@@ -53,6 +73,8 @@ enum ClientError {
     Protocol(&'static str),
     #[error("its process did not end the login in time")]
     LoginGrace,
+    #[error("its process does not take what it is told")]
+    Silent,
 }
 
 /// Hands `stream` to `process` and stays until it ends.
@@ -63,11 +85,12 @@ pub(super) async fn serve(
     peer: SocketAddr,
     startup: Startup,
 ) {
-    let Process { id, mut child, control, socket } = process;
+    let Process { id, mut child, name, control, socket } = process;
     let (to_client, from_session) = mpsc::channel(Client::QUEUE);
     let connection = Connection {
         supervisor: supervisor.clone(),
         id,
+        process: name,
         peer,
         control,
         from_session,
@@ -77,8 +100,9 @@ pub(super) async fn serve(
         startup: Some(startup),
         attached: false,
     };
-    let result = connection.start(stream).await;
-    report(id, peer, result);
+    if report(id, peer, connection.start(stream).await) == Outcome::Left {
+        return;
+    }
     supervisor.sessions.detach(id);
     end_child(&mut child, id).await;
     supervisor.forget_connection(id).await;
@@ -97,6 +121,7 @@ pub(super) async fn adopted(
     let connection = Connection {
         supervisor: supervisor.clone(),
         id,
+        process: record.process,
         peer: record.peer,
         control,
         from_session,
@@ -106,18 +131,39 @@ pub(super) async fn adopted(
         startup: None,
         attached: true,
     };
-    report(id, record.peer, connection.run().await);
+    if report(id, record.peer, connection.run().await) == Outcome::Left {
+        return;
+    }
     supervisor.sessions.detach(id);
+    end_adopted(record.process, id).await;
     supervisor.forget_connection(id).await;
     pool::remove_socket(&supervisor.pool.socket(id));
 }
 
 /// Says why a connection was given up. A process that ends while something is said to it is one whose client has left.
-fn report(id: ConnectionId, peer: SocketAddr, result: Result<(), ClientError>) {
+fn report(id: ConnectionId, peer: SocketAddr, result: Result<Outcome, ClientError>) -> Outcome {
     match result {
-        Ok(()) => {}
+        Ok(outcome) => return outcome,
         Err(ClientError::Io(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
         Err(error) => tracing::warn!(connection = id, %peer, "connection given up: {}", chain(error)),
+    }
+    Outcome::Ended
+}
+
+/// As [`end_child`], for a process that is not our child.
+async fn end_adopted((pid, starttime): (i32, u64), id: ConnectionId) {
+    let ended = tokio::task::spawn_blocking(move || {
+        let Some(process) = Held::adopt(pid, starttime) else { return Ok(()) };
+        if process.wait(FAREWELL) {
+            return Ok(());
+        }
+        tracing::warn!(connection = id, "the connection process does not end; killing it");
+        process.kill()
+    });
+    match ended.await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::error!(connection = id, "killing the connection process: {error}"),
+        Err(error) => tracing::error!(connection = id, "waiting for the connection process: {error}"),
     }
 }
 
@@ -138,7 +184,7 @@ async fn end_child(child: &mut Child, id: ConnectionId) {
 }
 
 impl Connection {
-    async fn start(self, stream: TcpStream) -> Result<(), ClientError> {
+    async fn start(self, stream: TcpStream) -> Result<Outcome, ClientError> {
         let config = self.supervisor.config();
         let serve = Serve {
             connection: self.id,
@@ -155,26 +201,30 @@ impl Connection {
                 compatible_algorithms: config.auth.algorithms == Algorithms::Compatible,
             },
         };
-        self.control.send(&ToConnection::Serve(Box::new(serve)), &[stream.as_fd()]).await?;
+        self.tell(&ToConnection::Serve(Box::new(serve)), &[stream.as_fd()]).await?;
         drop(stream);
         self.run().await
     }
 
-    async fn run(mut self) -> Result<(), ClientError> {
+    async fn run(mut self) -> Result<Outcome, ClientError> {
+        let leaving = self.supervisor.leaving.clone();
         let grace = self.supervisor.config().auth.login_grace_time;
         let login_limit = tokio::time::sleep(if grace.is_zero() { Duration::MAX } else { grace + STARTUP_SLACK });
         tokio::pin!(login_limit);
         loop {
             tokio::select! {
                 message = self.control.recv() => match message? {
-                    None => return Ok(()),
+                    None => return Ok(Outcome::Ended),
                     // A connection has no descriptors to give; those that came along are closed here.
                     Some((message, _fds)) => self.handle(message).await?,
                 },
                 Some(message) = self.from_session.recv() => {
                     if self.pass_on(message).await? {
-                        return Ok(());
+                        return Ok(Outcome::Ended);
                     }
+                }
+                () = leaving.cancelled() => {
+                    return Ok(if self.attached { Outcome::Left } else { Outcome::Ended });
                 }
                 () = &mut login_limit, if !self.attached => return Err(ClientError::LoginGrace),
             }
@@ -200,7 +250,7 @@ impl Connection {
                     }
                     None => KeyVerdict::Reject,
                 };
-                self.control.send(&ToConnection::Key { request, verdict }, &[]).await?;
+                self.tell(&ToConnection::Key { request, verdict }, &[]).await?;
             }
             FromConnection::Attach => {
                 let Some(login) = &self.login else { return Err(ClientError::Protocol("an attach without login")) };
@@ -237,27 +287,34 @@ impl Connection {
                         session: session.clone(),
                         peer: self.peer,
                         fingerprint: login.fingerprint.clone(),
+                        process: self.process,
                     };
                     self.supervisor.remember_connection(record).await;
                 }
-                self.control.send(&ToConnection::Attached { session }, &[init.as_fd()]).await?;
+                self.tell(&ToConnection::Attached { session }, &[init.as_fd()]).await?;
                 Ok(false)
             }
             ToClient::Progress(line) => {
-                self.control.send(&ToConnection::Progress { line }, &[]).await?;
+                self.tell(&ToConnection::Progress { line }, &[]).await?;
                 Ok(false)
             }
             ToClient::Refused(message) => {
-                self.control.send(&ToConnection::Refused { message }, &[]).await?;
+                self.tell(&ToConnection::Refused { message }, &[]).await?;
                 self.wait_for_end().await;
                 Ok(true)
             }
             ToClient::Terminate(message) => {
-                self.control.send(&ToConnection::Terminate { message }, &[]).await?;
+                self.tell(&ToConnection::Terminate { message }, &[]).await?;
                 self.wait_for_end().await;
                 Ok(true)
             }
         }
+    }
+
+    /// Sends a message. The socket takes dozens of them, so only a process that has stopped reading makes us wait.
+    async fn tell(&self, message: &ToConnection, fds: &[BorrowedFd<'_>]) -> Result<(), ClientError> {
+        let sent = tokio::time::timeout(SEND_LIMIT, self.control.send(message, fds));
+        Ok(sent.await.map_err(|_elapsed| ClientError::Silent)??)
     }
 
     /// Gives the process time to show a last message; what it still says is of no interest.

@@ -23,7 +23,9 @@ use std::{
     time::Duration,
 };
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpStream;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::start::StartError;
 use self::{accept::Startups, pool::Pool};
@@ -39,6 +41,9 @@ use crate::{
 /// How long sessions may take to end when the server does.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(30);
 
+/// How long connections may then take: to show a last message, and to end ([`client`]).
+const LEAVE_LIMIT: Duration = Duration::from_secs(30);
+
 /// Threads that blocking kernel work may use. Image pulls wait there too.
 const BLOCKING_THREADS: usize = 256;
 
@@ -51,6 +56,10 @@ struct Supervisor {
     startups: Startups,
     audit: Arc<Audit>,
     said: login::Said,
+    /// The tasks beside connection processes.
+    clients: TaskTracker,
+    /// Tells these tasks that the supervisor is ending.
+    leaving: CancellationToken,
 }
 
 /// Runs until a signal ends it.
@@ -58,6 +67,7 @@ struct Supervisor {
 /// # Errors
 /// [`StartError`]: the server could not be started, and nothing of it is left.
 pub fn run(config: Config) -> Result<(), StartError> {
+    raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
@@ -67,6 +77,19 @@ pub fn run(config: Config) -> Result<(), StartError> {
     // A blocking task may still wait for a registry; it must not keep the process from ending.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
+}
+
+/// Each session and each connection costs a few descriptors, and what we may have bounds what containers may have; the usual
+/// soft limit of 1,024 is for programs that use select(2).
+fn raise_file_limit() {
+    const WANTED: u64 = 1 << 20;
+    let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
+    // Beyond fs.nr_open, or as a root without CAP_SYS_RESOURCE, what is there has to do.
+    if setrlimit(Resource::RLIMIT_NOFILE, WANTED.max(hard), WANTED.max(hard)).is_err()
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        tracing::warn!("cannot raise the limit of open files to {hard}: {error}");
+    }
 }
 
 impl Supervisor {
@@ -96,8 +119,8 @@ impl Supervisor {
             tracing::warn!(%peer, "dropped: too many connections have not logged in (auth.max_startups)");
             return;
         };
-        let supervisor = supervisor.clone();
-        tokio::spawn(async move {
+        let (tracker, supervisor) = (supervisor.clients.clone(), supervisor.clone());
+        tracker.spawn(async move {
             match supervisor.pool.take().await {
                 Ok(process) => client::serve(supervisor, process, stream, peer, startup).await,
                 Err(error) => tracing::error!(%peer, "dropped: {}", chain(error)),

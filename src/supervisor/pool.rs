@@ -1,6 +1,7 @@
 //! Connection processes: started ahead, so that no client waits for an exec.
 
 use std::{
+    collections::{HashMap, HashSet},
     io,
     os::fd::{AsFd, OwnedFd},
     os::unix::process::CommandExt,
@@ -22,7 +23,7 @@ use tokio::{
 use crate::{
     protocol::wire::AsyncSocket,
     session::state::ConnectionId,
-    sys::{seqpacket, spawn},
+    sys::{find_process, pidfd::Held, seqpacket, spawn},
 };
 
 /// How many processes wait for a client. A burst beyond it pays for the exec itself.
@@ -46,6 +47,8 @@ pub enum PoolError {
 pub struct Process {
     pub id: ConnectionId,
     pub child: Child,
+    /// Its pid and start time, by which a later supervisor knows it.
+    pub name: (i32, u64),
     pub control: AsyncSocket,
     /// Where a later supervisor finds it. Removed when the process has ended.
     pub socket: PathBuf,
@@ -78,11 +81,6 @@ impl Pool {
         self.sockets.join(format!("{id}.sock"))
     }
 
-    /// The directory of all sockets.
-    pub fn sockets(&self) -> &Path {
-        &self.sockets
-    }
-
     /// A process for a client that is there.
     pub async fn take(&self) -> Result<Process, PoolError> {
         let waiting = self.ready.lock().await.pop();
@@ -112,11 +110,35 @@ impl Pool {
     /// Ends the processes that still wait.
     pub async fn drain(&self) {
         for mut process in self.ready.lock().await.drain(..) {
-            drop(process.control);
-            // It ends by itself when its socket closes; its status says nothing.
-            let _ = process.child.wait().await;
+            // It would end by itself when its socket closes, unless somebody has stopped it. It holds nothing of anybody.
+            if let Err(error) = process.child.kill().await {
+                tracing::error!(connection = process.id, "ending a connection process: {error}");
+            }
             remove_socket(&process.socket);
         }
+    }
+
+    /// Kills the connection processes that earlier supervisors have left, but for those in `kept`, and removes their
+    /// sockets. Processes without a session end by themselves when their supervisor does, and those with one are told when
+    /// they are not wanted any more; whoever is still there is stopped, stuck, or does not want to.
+    pub fn remove_leftovers(&self, kept: &HashMap<ConnectionId, (i32, u64)>) -> io::Result<()> {
+        let kept_processes: HashSet<i32> = kept.values().map(|(pid, _)| *pid).collect();
+        let root = self.empty.canonicalize()?;
+        for pid in find_process::pids()?.filter(|pid| find_process::has_root(*pid, &root)) {
+            let Ok(held) = Held::open(pid) else { continue };
+            if !kept_processes.contains(&pid) && find_process::has_root(pid, &root) {
+                tracing::info!(pid, "ending a connection process of an earlier server");
+                held.kill()?;
+            }
+        }
+        for entry in std::fs::read_dir(&self.sockets)? {
+            let path = entry?.path();
+            let id = path.file_stem().and_then(|id| id.to_str()?.parse().ok());
+            if id.is_none_or(|id| !kept.contains_key(&id)) {
+                remove_socket(&path);
+            }
+        }
+        Ok(())
     }
 
     fn start(&self) -> Result<Process, PoolError> {
@@ -128,11 +150,11 @@ impl Pool {
         if started.is_err() {
             remove_socket(&socket);
         }
-        let (child, control) = started?;
-        Ok(Process { id, child, control, socket })
+        let (child, name, control) = started?;
+        Ok(Process { id, child, name, control, socket })
     }
 
-    fn start_with(&self, listener: &OwnedFd) -> Result<(Child, AsyncSocket), PoolError> {
+    fn start_with(&self, listener: &OwnedFd) -> Result<(Child, (i32, u64), AsyncSocket), PoolError> {
         let spool = spool_file(&self.spool).map_err(|error| PoolError::Spool(self.spool.clone(), error))?;
         let (ours, theirs) = seqpacket::pair().map_err(PoolError::Start)?;
         let listener = listener.as_fd().try_clone_to_owned().map_err(PoolError::Start)?;
@@ -143,12 +165,17 @@ impl Pool {
             .arg(&self.empty)
             .arg(self.uid.to_string())
             .env_clear()
+            // Out of the terminal's foreground group: Ctrl-C is for the supervisor, which tells clients why they have to go.
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::null());
         spawn::give_fds(&mut command, vec![theirs, listener, spool]);
-        let child = Command::from(command).spawn().map_err(PoolError::Start)?;
         let control = AsyncSocket::new(ours).map_err(PoolError::Start)?;
-        Ok((child, control))
+        let child = Command::from(command).spawn().map_err(PoolError::Start)?;
+        // Not reaped yet, so the pid is its own.
+        let pid = child.id().map_or(0, u32::cast_signed);
+        let starttime = Held::open(pid).and_then(|held| held.starttime()).map_err(PoolError::Start)?;
+        Ok((child, (pid, starttime), control))
     }
 }
 

@@ -2,14 +2,14 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fs, io,
+    io,
     sync::Arc,
     time::Duration,
 };
 
 use tokio::sync::mpsc;
 
-use super::{Supervisor, client, pool};
+use super::{Supervisor, client};
 use crate::{
     errors::chain,
     names::SessionId,
@@ -47,16 +47,22 @@ pub(super) async fn reconcile(supervisor: &Arc<Supervisor>) -> Result<(), StateE
         greetings.spawn(async move { (greet(&socket).await, record) });
     }
     let mut returned: HashMap<SessionId, Vec<(ConnectionRecord, AsyncSocket)>> = HashMap::new();
+    let mut kept = HashMap::new();
     while let Some(joined) = greetings.join_next().await {
         let Ok((answer, record)) = joined else { continue };
         match answer {
-            Ok(control) => returned.entry(record.session.clone()).or_default().push((record, control)),
+            Ok(control) => {
+                kept.insert(record.id, record.process);
+                returned.entry(record.session.clone()).or_default().push((record, control));
+            }
             Err(error) => {
                 tracing::info!(connection = record.id, "not taken over: {}", chain(error));
                 context.state.remove_connection(record.id)?;
-                pool::remove_socket(&supervisor.pool.socket(record.id));
             }
         }
+    }
+    if let Err(error) = supervisor.pool.remove_leftovers(&kept) {
+        tracing::error!("cannot look for connection processes of an earlier server: {error}");
     }
 
     remove_strays(supervisor, &sessions.iter().map(|record| record.id.clone()).collect());
@@ -68,7 +74,8 @@ pub(super) async fn reconcile(supervisor: &Arc<Supervisor>) -> Result<(), StateE
             let (outgoing, from_session) = mpsc::channel(Client::QUEUE);
             clients.push(Client { id: connection.id, outgoing: outgoing.clone() });
             let channel = (outgoing, from_session);
-            tokio::spawn(client::adopted(supervisor.clone(), connection, key.clone(), control, channel));
+            let task = client::adopted(supervisor.clone(), connection, key.clone(), control, channel);
+            supervisor.clients.spawn(task);
         }
         tracing::info!(session = %record.id, connections = clients.len(), "found a session of an earlier server");
         supervisor.sessions.adopt(record, clients, supervisor.config());
@@ -109,19 +116,6 @@ fn remove_strays(supervisor: &Supervisor, known: &HashSet<SessionId>) {
             if let Err(error) = context.sweep(&id) {
                 tracing::error!("{error}");
             }
-        }
-    }
-    // Sockets of processes that had no session; they ended when their supervisor did.
-    let recorded: HashSet<_> = context.state.connections().into_iter().flatten().map(|record| record.id).collect();
-    let sockets = match fs::read_dir(supervisor.pool.sockets()) {
-        Ok(sockets) => sockets,
-        Err(error) => return tracing::error!("cannot read {}: {error}", supervisor.pool.sockets().display()),
-    };
-    for entry in sockets.flatten() {
-        let name = entry.file_name();
-        let id = name.to_str().and_then(|name| name.strip_suffix(".sock")?.parse().ok());
-        if id.is_none_or(|id: u64| !recorded.contains(&id)) {
-            pool::remove_socket(&entry.path());
         }
     }
 }

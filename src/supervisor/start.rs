@@ -11,9 +11,10 @@ use std::{
 
 use nix::fcntl::{Flock, FlockArg};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    SHUTDOWN_LIMIT, Supervisor,
+    LEAVE_LIMIT, SHUTDOWN_LIMIT, Supervisor,
     accept::{self, Startups},
     control,
     pool::Pool,
@@ -109,6 +110,8 @@ pub(super) async fn start(config: Config) -> Result<(), StartError> {
         startups: Startups::default(),
         audit,
         said: super::login::Said::default(),
+        clients: TaskTracker::new(),
+        leaving: CancellationToken::new(),
     });
     reconcile::reconcile(&supervisor).await?;
 
@@ -154,6 +157,11 @@ pub(super) async fn start(config: Config) -> Result<(), StartError> {
         if !supervisor.sessions.all_gone(SHUTDOWN_LIMIT).await {
             tracing::error!("some sessions could not be removed; the next start will try again");
         }
+    }
+    supervisor.leaving.cancel();
+    supervisor.clients.close();
+    if tokio::time::timeout(LEAVE_LIMIT, supervisor.clients.wait()).await.is_err() {
+        tracing::error!("some connections do not end; the next start will end them");
     }
     supervisor.pool.drain().await;
     if supervisor.sessions.is_empty() {
