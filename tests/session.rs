@@ -18,3 +18,14 @@ fn a_script_on_standard_input_runs_in_a_login_shell() {
     output.status(7).stdout("login\n");
     host.assert_no_session_left();
 }
+
+#[test]
+fn a_limit_that_the_server_cannot_give_is_told_once_and_not_for_each_session() {
+    let host = Host::new().user("ada").start();
+    for _ in 0..2 {
+        let limit: u64 = host.ssh("ada", "ulimit -Hn").run().ok().text().trim().parse().unwrap();
+        let told = host.log().matches("limit of open files").count();
+        assert_eq!(told, usize::from(limit < 65_536), "{limit}\n{}", host.log());
+        host.assert_no_session_left();
+    }
+}

@@ -23,18 +23,15 @@ const OF_INIT: [Capability; 6] = [
     Capability::CAP_SETUID,
 ];
 
-/// Sets the limits, clamped to the daemon's own, which an unprivileged root cannot raise.
-pub(super) fn limit(limits: &Rlimits, warnings: &mut Vec<String>) -> io::Result<()> {
+/// Sets the limits, clamped to the daemon's own, which an unprivileged root cannot raise; the daemon has said so.
+pub(super) fn limit(limits: &Rlimits) -> io::Result<()> {
     let wanted = [
-        ("nofile", Resource::RLIMIT_NOFILE, limits.nofile_soft, limits.nofile_hard),
-        ("core", Resource::RLIMIT_CORE, limits.core, limits.core),
-        ("memlock", Resource::RLIMIT_MEMLOCK, limits.memlock, limits.memlock),
+        (Resource::RLIMIT_NOFILE, limits.nofile_soft, limits.nofile_hard),
+        (Resource::RLIMIT_CORE, limits.core, limits.core),
+        (Resource::RLIMIT_MEMLOCK, limits.memlock, limits.memlock),
     ];
-    for (name, resource, soft, hard) in wanted {
+    for (resource, soft, hard) in wanted {
         let (_, ceiling) = getrlimit(resource)?;
-        if hard > ceiling {
-            warnings.push(format!("the limit {name} is {ceiling} instead of {hard}: the daemon's own is not higher"));
-        }
         let hard = hard.min(ceiling);
         setrlimit(resource, soft.min(hard), hard)?;
     }

@@ -108,7 +108,7 @@ pub(super) fn set_up(newborn: &Newborn<'_>) -> Result<(Init, Vec<String>), Failu
             return Err(error).at("leave the session keyring");
         }
     }
-    privileges::limit(&spec.rlimits, &mut warnings).at("set resource limits")?;
+    privileges::limit(&spec.rlimits).at("set resource limits")?;
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).at("reset signals")?;
     let mut child_ended = SigSet::empty();
     child_ended.add(Signal::SIGCHLD);

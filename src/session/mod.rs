@@ -16,5 +16,5 @@ pub use self::{
     driver::View,
     leaks::{Leak, leaks},
     registry::Sessions,
-    steps::{Context, SessionKey},
+    steps::{Context, RLIMITS, SessionKey},
 };

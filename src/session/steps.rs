@@ -34,6 +34,9 @@ use crate::{
 /// Container ids per session: 0..65536.
 const IDS_PER_SESSION: u32 = 65_536;
 
+/// Limits of every process of a session. No core files: where they go (core_pattern) is the host's to say.
+pub const RLIMITS: Rlimits = Rlimits { nofile_soft: 1024, nofile_hard: 65_536, core: 0, memlock: 8 << 20 };
+
 /// Connections to init that may wait to be accepted.
 const INIT_BACKLOG: i32 = 64;
 
@@ -257,7 +260,7 @@ impl Context {
             workdir_inside: None,
             resolv_conf: network::resolv_conf(self.network.gateway()),
             security: security(config),
-            rlimits: Rlimits { nofile_soft: 1024, nofile_hard: 65_536, core: 0, memlock: 8 << 20 },
+            rlimits: RLIMITS,
             shm_bytes: 64 << 20,
         };
         let join_fds: Vec<_> = join_fds.iter().map(OwnedFd::as_fd).collect();

@@ -10,6 +10,7 @@
 //! SIGTERM leaves sessions and connections to the next supervisor, SIGINT ends everything.
 
 mod accept;
+mod ceilings;
 mod client;
 mod control;
 mod login;

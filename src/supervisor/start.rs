@@ -16,7 +16,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     LEAVE_LIMIT, SHUTDOWN_LIMIT, Supervisor,
     accept::{self, Startups},
-    control,
+    ceilings, control,
     pool::Pool,
     reconcile,
 };
@@ -35,7 +35,7 @@ use crate::{
         dns::{Forwarder, Upstreams},
     },
     runtime::{RuntimeError, Spawner},
-    session::{Context, Sessions, state::Reason},
+    session::{Context, RLIMITS, Sessions, state::Reason},
     state::{SessionRecord, State, StateError},
 };
 
@@ -94,6 +94,7 @@ pub(super) async fn start(config: Config) -> Result<(), StartError> {
     }
     let host_keys = host_keys::load_or_create(&paths.host_key_dir)?;
     let audit = Arc::new(Audit::open(config.log.audit_log.as_deref()).map_err(StartError::Audit)?);
+    ceilings::raise(&RLIMITS);
     let context = open_leaves(&config)?;
     let forwarder = Forwarder::bind(context.network.gateway(), context.network.pool())?;
     let upstreams = Upstreams::new(&config.network.dns);
