@@ -6,6 +6,8 @@
 //! Without a terminal the ends are pipes, not sockets: programs that open `/dev/stdout` or `/proc/self/fd/1` again can,
 //! so the pipes belong to the user.
 
+mod own_program;
+
 use std::{
     collections::BTreeMap,
     ffi::{CStr, CString},
@@ -20,7 +22,6 @@ use nix::{
     fcntl::OFlag,
     sys::{
         signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask},
-        socket::{AddressFamily, SockFlag, SockType, socketpair},
         stat::{Mode, umask},
     },
     unistd::{
@@ -29,11 +30,10 @@ use nix::{
     },
 };
 
-use super::{account::Account, files, home, privileges, sftp, terminal::Terminal};
+use super::{account::Account, files, home, stand_in, terminal::Terminal};
 use crate::{
     protocol::{ContainerSpec, Exec, Program, SecuritySpec},
     sys::{
-        local_time,
         poll::wait_readable,
         process::{self, SingleThreaded},
         tty,
@@ -140,7 +140,7 @@ impl Surroundings {
         // Readable at its end when exec closes it, or with the error of an exec that failed.
         let (report, reporter) = pipe2(OFlag::O_CLOEXEC).map_err(|e| Refusal::failed("make a pipe", &e.into()))?;
         match process::fork(self.proof).map_err(|error| Refusal::failed("start a process", &error))? {
-            None => self.become_image(&stdio, &image, &reporter),
+            None => self.become_image(exec, &stdio, &image, &reporter),
             Some(pid) => {
                 drop((reporter, stdio));
                 wait_for_exec(pid, report, &image.path)?;
@@ -219,7 +219,7 @@ impl Surroundings {
     }
 
     /// The child's side. Nothing of the container has run in it yet.
-    fn become_image(&self, stdio: &Stdio, image: &Image, reporter: &OwnedFd) -> ! {
+    fn become_image(&self, exec: &Exec, stdio: &Stdio, image: &Image, reporter: &OwnedFd) -> ! {
         let prepare = || -> nix::Result<()> {
             setsid()?;
             match stdio {
@@ -238,7 +238,13 @@ impl Surroundings {
             process::cloexec_all().map_err(errno)?;
             self.become_user()
         };
-        let error = match prepare() {
+        let prepared = prepare();
+        if let (Ok(()), Program::Command(command)) = (prepared, &exec.program)
+            && let Some(stand_in) = stand_in::for_command(command, &image.environment)
+        {
+            self.become_stand_in(exec, &stand_in, image);
+        }
+        let error = match prepared {
             Ok(()) => match execve(&image.path, &image.arguments, &image.environment) {
                 Err(error) => error,
                 Ok(never) => match never {},
@@ -269,39 +275,6 @@ impl Surroundings {
             chdir(self.account.home.as_str()).or_else(|_| chdir("/"))?;
         }
         Ok(())
-    }
-
-    /// The SFTP server is in init's own program: a child that executes nothing.
-    fn launch_sftp(&self, exec: &Exec) -> Result<Launched, Refusal> {
-        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)
-            .map_err(|error| Refusal::failed("make a socket", &error.into()))?;
-        match process::fork(self.proof).map_err(|error| Refusal::failed("start a process", &error))? {
-            Some(pid) => Ok(Launched { pid, ends: vec![ours] }),
-            None => {
-                let prepare = || -> io::Result<()> {
-                    process::close_all_but(&[theirs.as_raw_fd()])?;
-                    setsid()?;
-                    self.become_user()?;
-                    self.become_program(exec)
-                };
-                let status = match prepare() {
-                    Ok(()) => sftp::serve(theirs, Path::new(&self.account.home)).map_or_else(|e| e.status(), |()| 0),
-                    Err(_nobody_to_tell) => FAILED,
-                };
-                process::exit_now(i32::from(status))
-            }
-        }
-    }
-
-    /// What exec would do for a child that executes nothing.
-    fn become_program(&self, exec: &Exec) -> io::Result<()> {
-        process::ignore_signal(libc::SIGPIPE)?; // a client that is gone is an error of write(2)
-        // Listings have the times that the user's own ls would show.
-        let zone = exec.env.iter().rev().find(|(name, _)| name.as_slice() == b"TZ").map(|(_, zone)| zone.as_slice());
-        let sessions = self.env.iter().rev().find(|(name, _)| name == "TZ").map(|(_, zone)| zone.as_bytes());
-        let zone = zone.or(sessions).and_then(|zone| CString::new(zone).ok());
-        local_time::set_zone(self.proof, zone.as_deref())?;
-        privileges::drop_to_profile(&self.security)
     }
 }
 

@@ -16,9 +16,11 @@ mod filesystems;
 mod home;
 mod launch;
 mod privileges;
+mod scp;
 mod serve;
 mod setup;
 pub mod sftp;
+mod stand_in;
 mod terminal;
 
 use std::{
