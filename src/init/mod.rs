@@ -8,6 +8,8 @@
 //! setup     steps in order: cgroup, ids, mounts, pivot_root, files, account, limits, privileges ─▶ Ready
 //! serve     the loop: listener, sockets, SIGCHLD, deadlines
 //! launch    one process: pipes or terminal, ids, environment, exec
+//! sftp      a child that serves files instead of executing something
+//! stand_in  the same for commands of file transfers that the image has no program for, scp above all
 //! ```
 
 mod account;
