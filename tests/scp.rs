@@ -2,15 +2,9 @@
 
 mod common;
 
-use std::{
-    fs,
-    net::Ipv4Addr,
-    os::unix::fs::{MetadataExt, PermissionsExt},
-    path::Path,
-    time::{Duration, UNIX_EPOCH},
-};
+use std::{fs, net::Ipv4Addr, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 
-use common::{Host, Image, Run, Sshd, eventually, ssh};
+use common::{Host, Image, Run, Sshd, eventually, ssh, tree, write_old};
 
 /// How scp is called: with SFTP, or with what it used before.
 const MODES: [&[&str]; 2] = [&["-s"], &["-O"]];
@@ -32,31 +26,8 @@ fn client(host: &Host, address: Ipv4Addr, local: &Path, program: &str, arguments
     run.args(arguments.iter().map(|argument| argument.replace("HOST", &at)))
 }
 
-/// What is below a directory: names, modes and contents, and times of files that are old.
-fn tree(root: &Path) -> Vec<String> {
-    let mut entries = Vec::new();
-    let mut directories = vec![root.to_owned()];
-    while let Some(directory) = directories.pop() {
-        for entry in fs::read_dir(&directory).unwrap() {
-            let path = entry.unwrap().path();
-            let metadata = path.symlink_metadata().unwrap();
-            let contents = if metadata.is_file() { fs::read(&path).unwrap() } else { Vec::new() };
-            let time = Some(metadata.mtime()).filter(|time| *time < 1_600_000_000);
-            let name = path.strip_prefix(root).unwrap().display().to_string();
-            entries.push(format!("{name} {:o} {time:?} {}", metadata.mode(), contents.escape_ascii()));
-            if metadata.is_dir() {
-                directories.push(path);
-            }
-        }
-    }
-    entries.sort();
-    entries
-}
-
 /// Files with old times and different modes, below `local`/`from`.
 fn furnish(local: &Path) {
-    let old = UNIX_EPOCH + Duration::from_secs(1_234_567_890);
-    let times = fs::FileTimes::new().set_accessed(old).set_modified(old);
     fs::create_dir_all(local.join("from/dir/below")).unwrap();
     for (name, contents, mode) in [
         ("plain", "text\n".to_owned(), 0o644),
@@ -67,9 +38,8 @@ fn furnish(local: &Path) {
         ("dir/below/unwritable", "deep".to_owned(), 0o444),
     ] {
         let path = local.join("from").join(name);
-        fs::write(&path, contents).unwrap();
+        write_old(&path, contents);
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
-        fs::File::open(&path).unwrap().set_times(times).unwrap();
     }
     fs::set_permissions(local.join("from/dir/below"), fs::Permissions::from_mode(0o750)).unwrap();
 }

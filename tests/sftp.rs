@@ -8,14 +8,14 @@ use std::{
     io::{BufRead, BufReader, Write},
     os::unix::{
         ffi::OsStrExt,
-        fs::{MetadataExt, PermissionsExt, symlink},
+        fs::{PermissionsExt, symlink},
     },
     path::Path,
     process::{Command, Stdio},
-    time::{Duration, UNIX_EPOCH},
+    time::Duration,
 };
 
-use common::{Host, Output, Run, Sshd, eventually, ssh};
+use common::{Host, Output, Run, Sshd, eventually, ssh, tree, write_old};
 
 /// For transfers of what takes a while on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(400);
@@ -28,37 +28,6 @@ fn sftp(host: &Host, address: std::net::Ipv4Addr, local: &Path, batch: &str) -> 
     }
     run.command.current_dir(local).env_remove("SSH_AUTH_SOCK");
     run.arg(format!("ada@{address}")).input(batch).deadline(PATIENCE).run()
-}
-
-/// What is below a directory: names, kinds and modes, contents or targets, times of files.
-fn tree(root: &Path) -> Vec<String> {
-    let mut entries = Vec::new();
-    let mut directories = vec![root.to_owned()];
-    while let Some(directory) = directories.pop() {
-        for entry in fs::read_dir(&directory).unwrap() {
-            let path = entry.unwrap().path();
-            let metadata = path.symlink_metadata().unwrap();
-            let contents = match metadata.is_file() {
-                true => fs::read(&path).unwrap(),
-                false => Vec::new(),
-            };
-            let name = path.strip_prefix(root).unwrap().as_os_str().as_bytes().escape_ascii();
-            let time = if metadata.is_file() { metadata.mtime() } else { 0 };
-            entries.push(format!("{name} {:o} {time} {}", metadata.mode(), contents.escape_ascii()));
-            if metadata.is_dir() {
-                directories.push(path);
-            }
-        }
-    }
-    entries.sort();
-    entries
-}
-
-fn write_old(path: &Path, contents: impl AsRef<[u8]>) {
-    fs::write(path, contents).unwrap();
-    let old = UNIX_EPOCH + Duration::from_secs(1_234_567_890);
-    let times = fs::FileTimes::new().set_accessed(old).set_modified(old);
-    fs::File::options().write(true).open(path).unwrap().set_times(times).unwrap();
 }
 
 fn sha256(path: &Path) -> String {

@@ -17,6 +17,7 @@ pub mod images;
 pub mod leaks;
 pub mod ssh;
 pub mod sshd;
+pub mod trees;
 
 use std::{
     fs,
@@ -43,6 +44,7 @@ pub use self::{
     images::Image,
     ssh::Ssh,
     sshd::Sshd,
+    trees::{tree, write_old},
 };
 
 /// How long anything may take that is waited for. Long, as several tests run at once on two slow cores.
