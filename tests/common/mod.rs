@@ -13,6 +13,7 @@
 
 pub mod command;
 pub mod fido;
+mod guardian;
 pub mod images;
 pub mod leaks;
 pub mod ssh;
@@ -93,6 +94,8 @@ pub struct Host {
     log: Arc<Mutex<String>>,
     /// Whether the end of the test is to find everything removed.
     checked: bool,
+    // Last, since it is dropped last.
+    _guardian: guardian::Guardian,
 }
 
 struct Server {
@@ -325,7 +328,16 @@ impl Builder {
         let root = self.root.unwrap_or_else(|| directory.path().join("root"));
         fs::create_dir_all(root.join("etc/podspawn")).unwrap();
         let root = root.canonicalize().unwrap();
-        let host = Host { root, address: own_address(), directory, server: None, log: Arc::default(), checked: true };
+        let guardian = guardian::Guardian::watch(&root, directory.path());
+        let host = Host {
+            root,
+            address: own_address(),
+            directory,
+            server: None,
+            log: Arc::default(),
+            checked: true,
+            _guardian: guardian,
+        };
         let mut config = format!("listen: \"{}:{}\"\n", host.address, Host::PORT);
         config.push_str(&format!("log:\n  audit_log: {}\n", host.audit_log().display()));
         let mut defaults = self.config.clone();

@@ -60,10 +60,9 @@ impl Host {
         let root = tempfile::Builder::new().prefix("podspawn-runtime-").tempdir().unwrap();
         fs::set_permissions(root.path(), fs::Permissions::from_mode(0o700)).unwrap();
         let tag = InstanceTag::of_root(root.path());
-        let guardian = Guardian::watch(&tag, root.path());
-        let spawner =
-            Spawner::start_program(Path::new(env!("CARGO_BIN_EXE_podspawn")), &root.path().join("run/spawner"), &tag)
-                .unwrap();
+        let guardian = Guardian::watch(root.path(), root.path());
+        let binary = std::env::var_os("PODSPAWN_TEST_BINARY").unwrap_or(env!("CARGO_BIN_EXE_podspawn").into());
+        let spawner = Spawner::start_program(Path::new(&binary), &root.path().join("run/spawner"), &tag).unwrap();
         let host = Self { tag, spawner, next: AtomicU32::new(0), root, _guardian: guardian };
         busybox_layer(&host.layer("busybox"));
         host

@@ -2,6 +2,7 @@
 //!
 //! One level below `podspawn serve`: no SSH, no network, no image store. Each test has an instance of its own.
 
+#[path = "../common/guardian.rs"]
 mod guardian;
 mod host;
 mod hostile;
