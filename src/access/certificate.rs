@@ -145,3 +145,47 @@ fn merge(line: KeyOptions, certificate: KeyOptions) -> Result<KeyOptions, Certif
         permit_listen: line.permit_listen,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use russh::keys::{PrivateKey, ssh_key::certificate::Builder};
+
+    /// What real clients and ssh-keygen do not let through; the rest is tried with them (tests/certificates.rs).
+    #[test]
+    fn a_certificate_that_no_client_would_send_is_refused() {
+        let key = || PrivateKey::random(&mut rand::rng(), Algorithm::Ed25519).unwrap();
+        let (ca, subject) = (key(), key());
+        let now = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1000);
+        let here = "127.0.0.1".parse().unwrap();
+        let certificate = |from, to, change: fn(&mut Builder)| {
+            let mut builder = Builder::new_with_random_nonce(&mut rand::rng(), subject.public_key(), from, to).unwrap();
+            builder.key_id("x").unwrap().valid_principal("ada").unwrap();
+            change(&mut builder);
+            check(&builder.sign(&ca).unwrap(), here, now)
+        };
+        assert!(certificate(1000, 1001, |_| {}).is_ok());
+        assert!(matches!(certificate(900, 1000, |_| {}), Err(CertificateError::Invalid)));
+        assert!(matches!(certificate(1001, 2000, |_| {}), Err(CertificateError::Invalid)));
+        let host = |builder: &mut Builder| {
+            builder.cert_type(CertType::Host).unwrap();
+        };
+        assert!(matches!(certificate(0, 2000, host), Err(CertificateError::Host)));
+        let with_pty = |builder: &mut Builder| {
+            builder.extension("permit-pty", "").unwrap();
+        };
+        let forever = certificate(0, i64::MAX as u64, with_pty);
+        assert!(matches!(forever, Ok(options) if !options.no_pty && options.no_port_forwarding));
+    }
+
+    #[test]
+    fn a_line_and_its_certificate_permit_what_both_do() {
+        let line = KeyOptions { no_pty: true, command: Some("a".to_owned()), ..KeyOptions::default() };
+        let certificate = KeyOptions { no_x11_forwarding: true, ..KeyOptions::default() };
+        let both = KeyOptions { no_x11_forwarding: true, ..line.clone() };
+        assert_eq!(merge(line.clone(), certificate.clone()).unwrap(), both);
+        assert_eq!(merge(certificate, line.clone()).unwrap(), both);
+        let other = KeyOptions { command: Some("b".to_owned()), ..KeyOptions::default() };
+        assert!(matches!(merge(line, other), Err(CertificateError::Command)));
+    }
+}
