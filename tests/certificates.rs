@@ -45,16 +45,7 @@ impl Town {
 
     /// A new key with a certificate, made with these options of `ssh-keygen -s`.
     fn certificate(&self, name: &str, options: &[&str]) -> PathBuf {
-        self.sign(&self.ca, &self.key(name), options)
-    }
-
-    fn sign(&self, ca: &Path, key: &Path, options: &[&str]) -> PathBuf {
-        let mut sign = Run::new("ssh-keygen").args(["-q", "-s"]).arg(ca);
-        if !options.contains(&"-I") {
-            sign = sign.args(["-I", "run"]);
-        }
-        sign.args(options).arg(key.with_extension("pub")).run().ok();
-        key.to_owned()
+        sign(&self.ca, &self.key(name), options)
     }
 
     fn log_in(&self, user: &str, key: &Path) -> Output {
@@ -77,6 +68,16 @@ impl Town {
         let refused = events.iter().rfind(|event| event["event"] == "auth.fail" && !event["certificate"].is_null());
         refused.map_or_else(String::new, |event| event["reason"].as_str().unwrap().to_owned())
     }
+}
+
+/// Makes a certificate for the key with these options of `ssh-keygen -s`, and gives the key back.
+fn sign(ca: &Path, key: &Path, options: &[&str]) -> PathBuf {
+    let mut sign = Run::new("ssh-keygen").args(["-q", "-s"]).arg(ca);
+    if !options.contains(&"-I") {
+        sign = sign.args(["-I", "run"]);
+    }
+    sign.args(options).arg(key.with_extension("pub")).run().ok();
+    key.to_owned()
 }
 
 #[track_caller]
@@ -133,7 +134,7 @@ fn certificates_that_are_not_valid_are_refused() {
         // russh refuses those by itself, and the supervisor does not hear of them.
         assert!(refusal.contains(reason) || reason.is_empty(), "{name}: {refusal}");
     }
-    assert_refused(&town.log_in("ada", &town.sign(&town.path("other-ca"), &town.key("foreign"), &["-n", "ada"])));
+    assert_refused(&town.log_in("ada", &sign(&town.path("other-ca"), &town.key("foreign"), &["-n", "ada"])));
     assert_eq!(town.last_refusal(), "its CA is not trusted");
     // Another principal's name put into a good certificate, without the CA's consent.
     let key = town.certificate("forged", &["-n", "bob"]);
@@ -180,13 +181,13 @@ fn every_kind_of_ca_and_key_makes_certificates_but_none_with_sha_1() {
         let town = Town::new(kind);
         let key = town.path("key");
         make_key(&key, kind);
-        town.log_in("ada", &town.sign(&town.ca, &key, &["-n", "ada"])).ok().stdout("in\n");
+        town.log_in("ada", &sign(&town.ca, &key, &["-n", "ada"])).ok().stdout("in\n");
         if kind.contains(&"rsa") {
             assert_refused(&town.log_in("ada", &town.certificate("old", &["-n", "ada", "-t", "ssh-rsa"])));
             assert_eq!(town.last_refusal(), "its CA signed with SHA-1");
             make_key(&town.path("weak-ca"), &["-t", "rsa", "-b", "1024"]);
             fs::copy(town.path("weak-ca.pub"), town.path("cas")).unwrap();
-            assert_refused(&town.log_in("ada", &town.sign(&town.path("weak-ca"), &town.key("weak"), &["-n", "ada"])));
+            assert_refused(&town.log_in("ada", &sign(&town.path("weak-ca"), &town.key("weak"), &["-n", "ada"])));
             assert!(town.last_refusal().starts_with("its CA's key: RSA keys must have"), "{}", town.last_refusal());
         }
     }
@@ -243,18 +244,18 @@ fn what_a_krl_lists_is_refused_from_the_next_login_on() {
 fn a_ca_may_be_trusted_for_one_user_and_its_line_limits_the_certificates() {
     let town = Town::new(&["-t", "ed25519"]);
     make_key(&town.path("team-ca"), &["-t", "ed25519"]);
-    let sign = |name: &str, options: &[&str]| town.sign(&town.path("team-ca"), &town.key(name), options);
+    let member = |name: &str, options: &[&str]| sign(&town.path("team-ca"), &town.key(name), options);
     let file = town.host.root.join("etc/podspawn/keys/bob");
     let line = |options: &str| {
         fs::write(&file, format!("cert-authority{options} {}\n", public(&town.path("team-ca")))).unwrap();
     };
-    let bob = sign("bob", &["-n", "bob"]);
+    let bob = member("bob", &["-n", "bob"]);
     line("");
     town.log_in("bob", &bob).ok();
     assert_refused(&town.log_in("ada", &bob));
     // The CA's own key is none that logs in.
     assert_refused(&town.log_in("bob", &town.path("team-ca")));
-    let team = sign("team", &["-n", "team-red"]);
+    let team = member("team", &["-n", "team-red"]);
     assert_refused(&town.log_in("bob", &team));
     line(",principals=\"team-blue,team-red\"");
     town.log_in("bob", &team).ok();
@@ -263,7 +264,7 @@ fn a_ca_may_be_trusted_for_one_user_and_its_line_limits_the_certificates() {
     assert_refused(&town.log_in("bob", &bob));
     line(",command=\"echo the line\",no-pty");
     town.log_in("bob", &bob).ok().stdout("the line\n");
-    let forced = sign("forced", &["-n", "bob", "-O", "force-command=echo the certificate"]);
+    let forced = member("forced", &["-n", "bob", "-O", "force-command=echo the certificate"]);
     assert_refused(&town.log_in("bob", &forced));
     line(",environment=\"A=b\"");
     town.log_in("bob", &forced).ok().stdout("the certificate\n");
@@ -274,7 +275,7 @@ fn a_ca_may_be_trusted_for_one_user_and_its_line_limits_the_certificates() {
 fn a_certificate_for_nobody_gets_the_same_answer_as_one_that_is_not_trusted() {
     let town = Town::new(&["-t", "ed25519"]);
     make_key(&town.path("other-ca"), &["-t", "ed25519"]);
-    let foreign = town.sign(&town.path("other-ca"), &town.key("foreign"), &["-n", "ada,eve"]);
+    let foreign = sign(&town.path("other-ca"), &town.key("foreign"), &["-n", "ada,eve"]);
     let for_bob = town.certificate("for-bob", &["-n", "bob"]);
     let answer = |user: &str, key: &Path| {
         let output = town.host.ssh(user, "true").key(key).args(["-o", "LogLevel=DEBUG3"]).run();

@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use super::{Session, table};
 use crate::{
     access::users,
-    config::{Algorithms, Config, Egress, Mode},
+    config::{Config, Egress, Mode},
+    protocol::Algorithms,
 };
 
 #[derive(Debug, Subcommand)]
@@ -91,6 +92,7 @@ fn effective(config: &Config) -> Vec<(&'static str, Value)> {
         (
             "auth.algorithms",
             json!(match auth.algorithms {
+                Algorithms::PostQuantum => "post-quantum",
                 Algorithms::Strong => "strong",
                 Algorithms::Compatible => "compatible",
             }),

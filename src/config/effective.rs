@@ -7,12 +7,11 @@ use std::{
 };
 
 use super::{
-    Algorithms, Auth, Config, Defaults, Egress, Images, Log, MaxStartups, Mode, Network, Paths, Resources, Security,
-    Session,
+    Auth, Config, Defaults, Egress, Images, Log, MaxStartups, Mode, Network, Paths, Resources, Security, Session,
     load::{ConfigError, Source, ValueError},
     raw, units,
 };
-use crate::names::InstanceTag;
+use crate::{names::InstanceTag, protocol::Algorithms};
 
 /// The bounding set of a container: what package managers and servers need, and nothing that reaches beyond the
 /// container's own namespaces. See docs/security.md.
@@ -144,8 +143,9 @@ fn auth(fields: &Fields<'_>, raw: raw::Auth) -> Result<Auth, ConfigError> {
         let path = path.map(PathBuf::from);
         path.iter().try_for_each(|path| fields.absolute(field, path)).map(|()| path)
     };
-    let known = &["strong", "compatible"];
+    let known = &["post-quantum", "strong", "compatible"];
     let algorithms = match raw.algorithms.as_deref() {
+        Some("post-quantum") => Algorithms::PostQuantum,
         None | Some("strong") => Algorithms::Strong,
         Some("compatible") => Algorithms::Compatible,
         Some(other) => return Err(fields.bad("auth.algorithms", ValueError::Word { value: other.to_owned(), known })),

@@ -225,7 +225,7 @@ mod tests {
             ("network: {pool: 10.0.0.0/31}", "network.pool is not valid"),
             ("auth: {max_startups: x}", "auth.max_startups is not valid"),
             ("auth: {revoked_keys: krl}", "auth.revoked_keys is not valid: krl is not an absolute path"),
-            ("auth: {algorithms: weak}", "\"weak\" is not one of strong, compatible"),
+            ("auth: {algorithms: weak}", "\"weak\" is not one of post-quantum, strong, compatible"),
             ("security: {cap_add: [SYS_ADMIN]}", "security.cap_add is not valid"),
             ("listen: [", "line 2 column 1"),
         ];

@@ -14,7 +14,7 @@ pub use self::load::{ConfigError, Options};
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use crate::{access, names::InstanceTag};
+use crate::{access, names::InstanceTag, protocol::Algorithms};
 
 /// Where everything is, after `--root` and the configuration have been applied. All absolute.
 #[derive(Debug, Clone)]
@@ -78,15 +78,6 @@ pub struct Auth {
     pub trusted_user_ca_keys: Option<PathBuf>,
     pub revoked_keys: Option<PathBuf>,
     pub algorithms: Algorithms,
-}
-
-/// Which algorithms are offered to clients (docs/ssh.md).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Algorithms {
-    /// Those that nobody has a complaint about.
-    Strong,
-    /// Also what some older clients cannot do without.
-    Compatible,
 }
 
 /// From `start` unauthenticated connections on, refuse with probability `rate` percent, growing to certainty at `full`.

@@ -10,15 +10,17 @@ use russh::{
 };
 
 use super::inbound;
-use crate::protocol::Serve;
+use crate::protocol::{Algorithms, Serve};
 
 /// How long a refused login takes, whatever the reason: more than looking at the files takes, and little enough that a
 /// client with many keys is not kept waiting.
 pub(super) const REJECTION: Duration = Duration::from_millis(100);
 
-/// Post-quantum first. As in OpenSSH 10 nothing in finite fields, which costs a server more than it costs who attacks it
-/// (CVE-2002-20001); and nothing on the NIST curves.
-const KEX: &[kex::Name] = &[kex::MLKEM768X25519_SHA256, kex::CURVE25519, kex::CURVE25519_PRE_RFC_8731];
+const POST_QUANTUM_KEX: &[kex::Name] = &[kex::MLKEM768X25519_SHA256];
+
+/// As in OpenSSH 10 nothing in finite fields, which costs a server more than it costs who attacks it (CVE-2002-20001); and
+/// nothing on the NIST curves.
+const KEX: &[kex::Name] = &[kex::CURVE25519, kex::CURVE25519_PRE_RFC_8731];
 
 /// For `auth.algorithms: compatible`.
 const MORE_KEX: &[kex::Name] = &[kex::DH_G16_SHA512, kex::DH_G14_SHA256];
@@ -57,7 +59,11 @@ const KEYS: &[Algorithm] = &[
 pub(super) fn config(serve: &Serve) -> Result<Config, ssh_key::Error> {
     let keys = serve.host_keys.iter().map(|key| PrivateKey::from_openssh(&key.0)).collect::<Result<_, _>>()?;
     let settings = &serve.settings;
-    let compatible = settings.compatible_algorithms;
+    let (kex, macs): (&[&[kex::Name]], &[&[mac::Name]]) = match settings.algorithms {
+        Algorithms::PostQuantum => (&[POST_QUANTUM_KEX], &[MACS]),
+        Algorithms::Strong => (&[POST_QUANTUM_KEX, KEX], &[MACS]),
+        Algorithms::Compatible => (&[POST_QUANTUM_KEX, KEX, MORE_KEX], &[MACS, MORE_MACS]),
+    };
     let interval = Duration::from_millis(settings.client_alive_interval_ms);
     Ok(Config {
         server_id: SshId::Standard(Cow::Borrowed(concat!("SSH-2.0-podspawn_", env!("CARGO_PKG_VERSION")))),
@@ -74,10 +80,10 @@ pub(super) fn config(serve: &Serve) -> Result<Config, ssh_key::Error> {
         event_buffer_size: 64,
         limits: Limits::new(1 << 30, 1 << 30, Duration::from_secs(3600)),
         preferred: Preferred {
-            kex: Cow::Owned([KEX, if compatible { MORE_KEX } else { &[] }, KEX_EXTENSIONS].concat()),
+            kex: Cow::Owned([&kex.concat(), KEX_EXTENSIONS].concat()),
             key: Cow::Borrowed(KEYS),
             cipher: Cow::Borrowed(CIPHERS),
-            mac: Cow::Owned([MACS, if compatible { MORE_MACS } else { &[] }].concat()),
+            mac: Cow::Owned(macs.concat()),
             compression: Cow::Borrowed(&[compression::NONE]),
             host_key_certificates: Cow::Borrowed(&[]),
         },

@@ -81,9 +81,19 @@ pub struct SshSettings {
     pub accept_env: Vec<String>,
     /// Session channels that may be open at once.
     pub max_sessions: u32,
-    /// Whether to offer the algorithms that older clients need.
     #[serde(default)]
-    pub compatible_algorithms: bool,
+    pub algorithms: Algorithms,
+}
+
+/// Which algorithms are offered to clients (docs/ssh.md).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Algorithms {
+    /// Key exchange that a quantum computer does not undo later, and no other.
+    PostQuantum,
+    #[default]
+    Strong,
+    /// Also what some older clients cannot do without.
+    Compatible,
 }
 
 /// Whether a public key may log in as the user it was offered for.

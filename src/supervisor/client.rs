@@ -20,7 +20,6 @@ use super::{
 };
 use crate::{
     audit,
-    config::Algorithms,
     errors::chain,
     protocol::{FromConnection, KeyVerdict, Serve, SshSettings, ToConnection, wire::AsyncSocket},
     session::{Client, SessionKey, ToClient, state::ConnectionId},
@@ -198,7 +197,7 @@ impl Connection {
                 client_alive_count_max: config.session.client_alive_count_max,
                 accept_env: config.auth.accept_env.clone(),
                 max_sessions: config.auth.max_sessions,
-                compatible_algorithms: config.auth.algorithms == Algorithms::Compatible,
+                algorithms: config.auth.algorithms,
             },
         };
         self.tell(&ToConnection::Serve(Box::new(serve)), &[stream.as_fd()]).await?;
