@@ -170,6 +170,39 @@ fn broken_transfers_are_resumed() {
 }
 
 #[test]
+fn an_image_without_any_program_has_sftp_and_scp() {
+    let mut host = Host::new().no_image().config("defaults:\n  image: localhost/empty:test\n").user("ada").prepare();
+    let local = tempfile::tempdir().unwrap();
+    let tree = local.path().join("image");
+    fs::create_dir_all(tree.join("etc")).unwrap();
+    let tar = local.path().join("image.tar");
+    Run::new("tar").args(["--owner=0", "--group=0", "-C"]).arg(&tree).arg("-cf").arg(&tar).arg(".").run().ok();
+    host.podspawn(["-q", "image", "import"]).arg(&tar).arg("localhost/empty:test").run().ok();
+    host.serve();
+    host.ssh("ada", "true").run().status(127);
+
+    write_old(&local.path().join("file"), "contents");
+    sftp(&host, host.address, local.path(), "put file\nget file back\nls -l file\n").ok().stdout_has(" ada ");
+    assert_eq!(fs::read(local.path().join("back")).unwrap(), b"contents");
+    let sent = host.ssh("ada", "scp -t 'a name'; true").input("C0644 2 x\nhi\0").run();
+    sent.status(127);
+    let sent = host.ssh("ada", "scp -t 'a name'").input("C0644 2 x\nhi\0").run();
+    sent.ok().stdout("\0\0\0");
+}
+
+#[test]
+fn a_server_that_is_asked_for_by_its_path_is_ours() {
+    let host = Host::new().user("ada").start();
+    let local = tempfile::tempdir().unwrap();
+    write_old(&local.path().join("file"), "contents");
+    for server in ["/usr/lib/openssh/sftp-server", "internal-sftp"] {
+        let greeting = host.ssh("ada", server).input(&b"\0\0\0\x05\x01\0\0\0\x03"[..]).run();
+        assert!(greeting.ok().stdout.starts_with(b"\0\0"), "{greeting}");
+        greeting.stdout_has("posix-rename@openssh.com");
+    }
+}
+
+#[test]
 fn relative_paths_start_where_commands_do() {
     let host = Host::new().user("ada").start();
     let local = tempfile::tempdir().unwrap();

@@ -397,4 +397,25 @@ proptest! {
             }
         }
     }
+
+    #[test]
+    fn damaged_requests_end_the_server_or_are_answered(
+        requests in proptest::collection::vec(any_request(), 1..6),
+        at in any::<prop::sample::Index>(),
+        length in 1..40_usize,
+        cut in any::<bool>(),
+    ) {
+        let mut packets: Vec<u8> = requests.iter().zip(0..).flat_map(|(request, id)| request.packet(id)).collect();
+        let start = at.index(packets.len());
+        if cut {
+            packets.truncate(start);
+        } else {
+            // Nothing but this, so that no path leads out of the directory.
+            let end = packets.len().min(start + length);
+            packets[start..end].fill(0xff);
+        }
+        let Both { ours, directory: _kept, .. } = Both::new();
+        let status = ours.end_with(&packets);
+        prop_assert!([0, 1, 11, 255].contains(&status), "{}", status);
+    }
 }

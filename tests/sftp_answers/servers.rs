@@ -22,7 +22,18 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) enum Server {
     Ours(JoinHandle<Result<(), SftpError>>),
-    OpenSsh(Child),
+    OpenSsh(Reaped),
+}
+
+/// A process that does not outlive its test.
+pub(crate) struct Reaped(Child);
+
+impl Drop for Reaped {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        self.0.wait().unwrap();
+    }
 }
 
 /// A server in a directory of its own, after the greeting.
@@ -42,7 +53,8 @@ impl Peer {
             unshare(CloneFlags::CLONE_FS).unwrap();
             std::env::set_current_dir(&working_directory).unwrap();
             // OpenSSH's server calls the working directory home.
-            serve(OwnedFd::from(theirs), &working_directory)
+            let theirs = File::from(OwnedFd::from(theirs));
+            serve(&theirs, &theirs, &working_directory)
         });
         Self::greeted(Server::Ours(thread), stream, root)
     }
@@ -56,7 +68,7 @@ impl Peer {
             .stdout(theirs)
             .spawn()
             .unwrap_or_else(|error| panic!("{OPENSSH} (from Debian's openssh-sftp-server): {error}"));
-        Self::greeted(Server::OpenSsh(child), stream, root)
+        Self::greeted(Server::OpenSsh(Reaped(child)), stream, root)
     }
 
     pub(crate) fn greeted(server: Server, stream: UnixStream, root: PathBuf) -> Self {
@@ -97,12 +109,12 @@ impl Peer {
 
     /// Sends bytes that end the connection and returns the server's exit status.
     pub(crate) fn end_with(mut self, bytes: &[u8]) -> i32 {
-        self.stream.write_all(bytes).unwrap();
-        self.stream.shutdown(std::net::Shutdown::Write).unwrap();
-        while self.packet().is_some() {}
+        // A server that has seen enough hangs up, which fails whatever we do next; its status is what counts.
+        let _ = self.stream.write_all(bytes).and_then(|()| self.stream.shutdown(std::net::Shutdown::Write));
+        let _ = std::io::copy(&mut self.stream, &mut std::io::sink());
         match self.server {
             Server::Ours(thread) => thread.join().unwrap().map_or_else(|error| i32::from(error.status()), |()| 0),
-            Server::OpenSsh(mut child) => child.wait().unwrap().code().unwrap(),
+            Server::OpenSsh(mut child) => child.0.wait().unwrap().code().unwrap(),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     ffi::{CString, OsStr},
+    fs::File,
     io::{self, Write},
     os::{fd::AsRawFd, unix::ffi::OsStrExt},
     path::Path,
@@ -14,7 +15,10 @@ use nix::{
 
 use super::{FAILED, Image, Launched, Refusal, Surroundings};
 use crate::{
-    init::{privileges, sftp, stand_in::StandIn},
+    init::{
+        privileges, sftp,
+        stand_in::{Caller, StandIn},
+    },
     protocol::Exec,
     sys::{local_time, process},
 };
@@ -33,8 +37,10 @@ impl Surroundings {
                     self.become_user()?;
                     self.become_program(exec)
                 };
-                let status = match prepare() {
-                    Ok(()) => sftp::serve(theirs, Path::new(&self.account.home)).map_or_else(|e| e.status(), |()| 0),
+                let prepared = prepare();
+                let stream = File::from(theirs);
+                let status = match prepared {
+                    Ok(()) => sftp::serve(&stream, &stream, self.home()).map_or_else(|error| error.status(), |()| 0),
                     Err(_nobody_to_tell) => FAILED,
                 };
                 process::exit_now(i32::from(status))
@@ -47,7 +53,10 @@ impl Surroundings {
         // Among what is closed is the pipe to init, which tells it that the program has started.
         let prepared = process::close_all_but(&[]).and_then(|()| self.become_program(exec));
         let status = match prepared {
-            Ok(()) => stand_in.run(OsStr::from_bytes(image.path.to_bytes()), &image.environment),
+            Ok(()) => {
+                let shell = OsStr::from_bytes(image.path.to_bytes());
+                stand_in.run(&Caller { shell, environment: &image.environment, home: self.home() })
+            }
             Err(error) => {
                 // If that fails too, the status has to do.
                 if let Err(_gone) = writeln!(io::stderr(), "podspawn: cannot start: {error}") {}
@@ -55,6 +64,10 @@ impl Surroundings {
             }
         };
         process::exit_now(i32::from(status))
+    }
+
+    fn home(&self) -> &Path {
+        Path::new(&self.account.home)
     }
 
     /// What exec would do.

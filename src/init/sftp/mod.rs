@@ -23,7 +23,7 @@ mod request;
 mod server;
 mod stream;
 
-use std::{fs::File, io, os::fd::OwnedFd, path::Path};
+use std::{fs::File, io, path::Path};
 
 use request::Packet;
 use server::Server;
@@ -53,11 +53,10 @@ impl SftpError {
     }
 }
 
-/// Serves SFTP over `stream` until the client closes it. `~` is `home`; other relative paths start in the working
-/// directory of this process.
-pub fn serve(stream: OwnedFd, home: &Path) -> Result<(), SftpError> {
-    let stream = File::from(stream);
-    let (mut input, mut output) = (Input::new(&stream), Output::new(&stream));
+/// Serves SFTP until the client closes `input`; the answers go to `output`, which may be the same stream. `~` is `home`;
+/// other relative paths start in the working directory of this process.
+pub fn serve(input: &File, output: &File, home: &Path) -> Result<(), SftpError> {
+    let (mut input, mut output) = (Input::new(input), Output::new(output));
     let mut server = Server::new(home);
     let mut client_version = None;
     let mut encoded = Vec::new();

@@ -1,6 +1,7 @@
 //! Commands of file transfers that the image has no program for.
 //!
-//! `scp -t` and `scp -f`, which old clients run at our end, are done here. Of rsync and git's own ends the user is told in
+//! `scp -t` and `scp -f`, which old clients run at our end, are done here, and so is an SFTP server that is asked for by its
+//! path instead of as a subsystem, or by the name that a key's `command=` has for it. Of rsync and git's own ends the user is told in
 //! a sentence what is missing; the shell's `not found` would be all that they show. Everything else is the shell's, and so
 //! is everything that the image has a program for.
 
@@ -21,7 +22,10 @@ use std::{
 use nix::unistd::{AccessFlags, access};
 use words::Words;
 
-use super::scp::{self, Options};
+use super::{
+    scp::{self, Options},
+    sftp,
+};
 
 /// The status of shells for commands that are not found.
 const NOT_FOUND: u8 = 127;
@@ -33,7 +37,15 @@ const MAX_EXPANDED: u64 = 2 << 20;
 #[derive(Debug)]
 pub(super) enum StandIn<'a> {
     Scp(Words<'a>),
+    Sftp,
     Missing { program: &'static str, instead: &'static str },
+}
+
+/// Whose command it is.
+pub(super) struct Caller<'a> {
+    pub(super) shell: &'a OsStr,
+    pub(super) environment: &'a [CString],
+    pub(super) home: &'a Path,
 }
 
 /// What stands in for `command`, for whoever calls it with `environment` (`NAME=value`); `None` if it can be run.
@@ -44,6 +56,10 @@ pub(super) fn for_command<'a>(command: &'a [u8], environment: &[CString]) -> Opt
     let stand_in = match text[..] {
         _ if is_found => return None,
         [b"scp", ..] if Options::parse(&words.words[1..]).is_some() => StandIn::Scp(words),
+        // With options it would be another one: read-only, or with another umask.
+        [server] if server == b"internal-sftp" || Path::new(OsStr::from_bytes(server)).ends_with("sftp-server") => {
+            StandIn::Sftp
+        }
         [b"rsync", b"--server", ..] => {
             StandIn::Missing { program: "rsync", instead: "or copy with scp or sftp, which need nothing in the image" }
         }
@@ -67,9 +83,12 @@ fn is_on_path(program: &Path, environment: &[CString]) -> bool {
 
 impl StandIn<'_> {
     /// Does it, on this process's standard streams, and returns the exit status.
-    pub(super) fn run(&self, shell: &OsStr, environment: &[CString]) -> u8 {
+    pub(super) fn run(&self, caller: &Caller<'_>) -> u8 {
         let result = match self {
-            Self::Scp(words) => arguments(words, shell, environment).and_then(|arguments| run_scp(&arguments)),
+            Self::Scp(words) => arguments(words, caller).and_then(|arguments| run_scp(&arguments)),
+            Self::Sftp => streams().map(|(input, output)| {
+                sftp::serve(&input, &output, caller.home).map_or_else(|error| error.status(), |()| 0)
+            }),
             Self::Missing { program, instead } => {
                 let line =
                     format!("podspawn: the image of this session has no {program}: use one that has it, {instead}\n");
@@ -78,35 +97,36 @@ impl StandIn<'_> {
         };
         result.unwrap_or_else(|error| {
             // Nobody is left to tell if that fails too.
-            if let Err(_gone) = writeln!(io::stderr(), "podspawn: scp: {error}") {}
+            if let Err(_gone) = writeln!(io::stderr(), "podspawn: cannot transfer files: {error}") {}
             1
         })
     }
 }
 
+/// Standard input and output without the buffers of the library's own handles.
+fn streams() -> io::Result<(File, File)> {
+    let stream = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map(File::from);
+    Ok((stream(io::stdin().as_fd())?, stream(io::stdout().as_fd())?))
+}
+
 fn run_scp(arguments: &[Vec<u8>]) -> io::Result<u8> {
     match Options::parse(arguments) {
-        Some((options, paths)) => {
-            // Without the buffers of the library's own handles.
-            let stream = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map(File::from);
-            let (input, output) = (stream(io::stdin().as_fd())?, stream(io::stdout().as_fd())?);
-            Ok(scp::run(options, paths, input, output))
-        }
+        Some((options, paths)) => streams().map(|(input, output)| scp::run(options, paths, input, output)),
         None => Err(io::Error::new(io::ErrorKind::InvalidInput, "the expanded command has other options")),
     }
 }
 
 /// The arguments of a command, expanded as the user's shell would.
-fn arguments(words: &Words<'_>, shell: &OsStr, environment: &[CString]) -> io::Result<Vec<Vec<u8>>> {
+fn arguments(words: &Words<'_>, caller: &Caller<'_>) -> io::Result<Vec<Vec<u8>>> {
     if !words.has_expansions {
         return Ok(words.words[1..].to_vec());
     }
     let script = [b"printf '%s\\0'", words.after_first].concat();
-    let mut child = Command::new(shell)
+    let mut child = Command::new(caller.shell)
         .arg("-c")
         .arg(OsStr::from_bytes(&script))
         .env_clear()
-        .envs(environment.iter().filter_map(|entry| {
+        .envs(caller.environment.iter().filter_map(|entry| {
             let entry = entry.to_bytes();
             let (name, value) = entry.split_at(entry.iter().position(|&byte| byte == b'=')?);
             Some((OsStr::from_bytes(name), OsStr::from_bytes(&value[1..])))
@@ -182,9 +202,10 @@ mod tests {
         }
         let directory = directory.path().to_str().unwrap();
         let environment = environment("/usr/bin:/bin");
+        let caller = Caller { shell: OsStr::new("/bin/sh"), environment: &environment, home: Path::new("/home/ada") };
         let expand = |command: &str| {
             let words = words::split(command.as_bytes()).unwrap();
-            let arguments = arguments(&words, OsStr::new("/bin/sh"), &environment)?;
+            let arguments = arguments(&words, &caller)?;
             Ok::<_, io::Error>(arguments.into_iter().map(|word| String::from_utf8(word).unwrap()).collect::<Vec<_>>())
         };
         let names = ["a.txt", "b.txt", "new\nline.txt"];
