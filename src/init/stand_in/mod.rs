@@ -1,9 +1,9 @@
 //! Commands of file transfers that the image has no program for.
 //!
-//! `scp -t` and `scp -f`, which old clients run at our end, are done here, and so is an SFTP server that is asked for by its
-//! path instead of as a subsystem, or by the name that a key's `command=` has for it. Of rsync and git's own ends the user is told in
-//! a sentence what is missing; the shell's `not found` would be all that they show. Everything else is the shell's, and so
-//! is everything that the image has a program for.
+//! `scp -t` and `scp -f`, which old clients run at our end, are done here, and so is an SFTP server that is asked for by
+//! its path instead of as a subsystem, or by the name that a key's `command=` has for it. Of rsync and git's own ends the
+//! user is told in a sentence what is missing; the shell's `not found` would be all that they show. Everything else is the
+//! shell's, and so is everything that the image has a program for.
 
 mod words;
 
@@ -52,9 +52,8 @@ pub(super) struct Caller<'a> {
 pub(super) fn for_command<'a>(command: &'a [u8], environment: &[CString]) -> Option<StandIn<'a>> {
     let words = words::split(command)?;
     let text: Vec<&[u8]> = words.words.iter().map(Vec::as_slice).collect();
-    let is_found = is_on_path(Path::new(OsStr::from_bytes(text.first()?)), environment);
+    let program = text.first()?.to_vec();
     let stand_in = match text[..] {
-        _ if is_found => return None,
         [b"scp", ..] if Options::parse(&words.words[1..]).is_some() => StandIn::Scp(words),
         // With options it would be another one: read-only, or with another umask.
         [server] if server == b"internal-sftp" || Path::new(OsStr::from_bytes(server)).ends_with("sftp-server") => {
@@ -69,7 +68,7 @@ pub(super) fn for_command<'a>(command: &'a [u8], environment: &[CString]) -> Opt
         }
         _ => return None,
     };
-    Some(stand_in)
+    (!is_on_path(Path::new(OsStr::from_bytes(&program)), environment)).then_some(stand_in)
 }
 
 /// Whether a shell would find `program`.
