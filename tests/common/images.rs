@@ -24,7 +24,7 @@ const DEBIAN_PACKAGES: &[&str] = &[
     "netcat-openbsd",
     "openssh-client",
     "procps",
-    "python3-minimal",
+    "python3",
     "rsync",
     "socat",
     "strace",
