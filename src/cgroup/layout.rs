@@ -15,6 +15,7 @@ const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
 const REQUIRED: [&str; 2] = ["memory", "pids"];
 /// The leaf that our own processes go into where the cgroup that they were started in becomes an inner node.
 const LEAF: &str = "supervisor";
+const EVACUATIONS: usize = 100;
 
 /// The directories under which each session gets one of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -130,6 +131,9 @@ fn is_delegated(path: &Path) -> bool {
 }
 
 /// Lets children of `cgroup` have the limits that we set, as far as the kernel has them.
+///
+/// All controllers in one write: cpu and pids alone are granted also to a cgroup with processes in it, which that makes
+/// threaded, and its children invalid for the rest (cgroup-v2.rst, "Threads"). With memory among them it is refused.
 fn enable_controllers(cgroup: &Path) -> Result<(), CgroupError> {
     let available = read(&cgroup.join("cgroup.controllers"))?;
     let enabled = read(&cgroup.join("cgroup.subtree_control"))?;
@@ -137,23 +141,27 @@ fn enable_controllers(cgroup: &Path) -> Result<(), CgroupError> {
     if let Some(missing) = REQUIRED.into_iter().find(|wanted| !has(&available, wanted)) {
         return Err(CgroupError::NoController(missing));
     }
-    for controller in CONTROLLERS {
-        if has(&available, controller) && !has(&enabled, controller) {
-            write(&cgroup.join("cgroup.subtree_control"), &format!("+{controller}"))?;
-        }
-    }
-    Ok(())
+    let missing = CONTROLLERS.into_iter().filter(|c| has(&available, c) && !has(&enabled, c));
+    let wanted: Vec<String> = missing.map(|controller| format!("+{controller}")).collect();
+    if wanted.is_empty() { Ok(()) } else { write(&cgroup.join("cgroup.subtree_control"), &wanted.join(" ")) }
 }
 
-/// Moves the processes of `cgroup` into a leaf of it.
+/// Moves the processes of `cgroup` into a leaf of it, and those that they have started meanwhile.
 fn evacuate(cgroup: &Path) -> Result<(), CgroupError> {
     let leaf = cgroup.join(LEAF);
     make(&leaf)?;
-    for pid in read(&cgroup.join("cgroup.procs"))?.lines() {
-        match write(&leaf.join("cgroup.procs"), pid) {
-            // It has ended meanwhile.
-            Err(CgroupError::Write { source, .. }) if source.raw_os_error() == Some(libc::ESRCH) => {}
-            other => other?,
+    // Who goes on appearing after that many looks has the next step fail.
+    for _ in 0..EVACUATIONS {
+        let pids = read(&cgroup.join("cgroup.procs"))?;
+        if pids.is_empty() {
+            break;
+        }
+        for pid in pids.lines() {
+            match write(&leaf.join("cgroup.procs"), pid) {
+                // It has ended meanwhile.
+                Err(CgroupError::Write { source, .. }) if source.raw_os_error() == Some(libc::ESRCH) => {}
+                other => other?,
+            }
         }
     }
     Ok(())
