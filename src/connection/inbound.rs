@@ -18,12 +18,16 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use nix::fcntl::{FallocateFlags, fallocate};
 use tokio::sync::Notify;
 
 /// What one channel may keep in memory.
 const MEMORY_EACH: usize = 1 << 20;
+
+/// Data that came in small pieces is put together to pieces of this size, so that what is kept is about what was sent: one
+/// byte alone would take sixty.
+const PIECE: usize = 16 << 10;
 
 /// The file is used in pieces of this size, up to this many: 1 GiB.
 const SLOT: usize = 256 << 10;
@@ -113,13 +117,22 @@ pub(super) struct Queue {
 #[derive(Default)]
 struct Inner {
     /// The oldest data.
-    memory: VecDeque<Bytes>,
+    memory: VecDeque<BytesMut>,
     memory_bytes: usize,
     /// The newer data: slots and how full each is. Only the last may still grow.
     spooled: VecDeque<(u64, usize)>,
     ended: bool,
     /// Nobody reads any more: what comes is dropped.
     discarding: bool,
+}
+
+impl Inner {
+    fn keep(&mut self, data: &[u8]) {
+        match self.memory.back_mut() {
+            Some(last) if last.len() + data.len() <= PIECE => last.extend_from_slice(data),
+            _ => self.memory.push_back(data.into()),
+        }
+    }
 }
 
 impl Queue {
@@ -130,11 +143,11 @@ impl Queue {
     /// Appends data; never waits.
     pub(super) fn push(&self, data: &[u8]) -> Result<(), QueueError> {
         let mut inner = self.inner();
-        if inner.discarding || inner.ended {
+        if data.is_empty() || inner.discarding || inner.ended {
             return Ok(());
         }
         if inner.spooled.is_empty() && inner.memory_bytes + data.len() <= MEMORY_EACH {
-            inner.memory.push_back(Bytes::copy_from_slice(data));
+            inner.keep(data);
             inner.memory_bytes += data.len();
         } else {
             self.spool(&mut inner, data)?;
@@ -203,7 +216,7 @@ impl Queue {
         let data = match inner.memory.pop_front() {
             Some(data) => {
                 inner.memory_bytes -= data.len();
-                data
+                data.freeze()
             }
             None => {
                 let Some((slot, length)) = inner.spooled.pop_front() else { return Ok(None) };
@@ -256,6 +269,20 @@ mod tests {
         assert_eq!(all.waiting.load(Ordering::Relaxed), 0);
         queue.end();
         assert!(runtime().block_on(queue.pop()).unwrap().is_none());
+    }
+
+    #[test]
+    fn data_in_small_pieces_takes_no_more_memory_than_in_large_ones() {
+        let all = queues();
+        let queue = all.queue();
+        for _ in 0..MEMORY_EACH {
+            queue.push(&[]).unwrap();
+            queue.push(&[1]).unwrap();
+        }
+        let inner = queue.inner();
+        assert_eq!((inner.memory_bytes, inner.spooled.len()), (MEMORY_EACH, 0));
+        assert!(inner.memory.iter().map(BytesMut::capacity).sum::<usize>() <= 2 * MEMORY_EACH);
+        assert_eq!(inner.memory.len(), MEMORY_EACH / PIECE);
     }
 
     #[test]
