@@ -22,6 +22,10 @@ use tokio::{
 use super::inbound::Queues;
 use crate::{protocol::SshSettings, sys::tcp};
 
+/// How long a client has to close its side when we have closed ours. russh waits for it without an end, and asks for no more
+/// signs of life.
+const FAREWELL: Duration = Duration::from_secs(3);
+
 /// russh reads packets in two small pieces each; this makes it one system call for many.
 const BUFFER: usize = 64 << 10;
 
@@ -51,6 +55,8 @@ pub(super) struct Stream {
     /// How long the client may take nothing of what is written, and when that has been too long.
     stall_limit: Option<Duration>,
     stalled: Option<Pin<Box<Sleep>>>,
+    /// Once our side is closed: until when the client's must be.
+    farewell: Option<Pin<Box<Sleep>>>,
 }
 
 impl Stream {
@@ -71,6 +77,7 @@ impl Stream {
             pause: None,
             stall_limit,
             stalled: None,
+            farewell: None,
         };
         (stream, logged_in)
     }
@@ -101,6 +108,11 @@ impl AsyncRead for Stream {
             && deadline.as_mut().poll(context).is_ready()
         {
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the login took too long")));
+        }
+        if let Some(farewell) = &mut this.farewell
+            && farewell.as_mut().poll(context).is_ready()
+        {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client stays after the end")));
         }
         if this.filled.is_empty() {
             ready!(this.fill(context))?;
@@ -134,6 +146,8 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().tcp).poll_shutdown(context)
+        let this = self.get_mut();
+        this.farewell.get_or_insert_with(|| Box::pin(sleep(FAREWELL)));
+        Pin::new(&mut this.tcp).poll_shutdown(context)
     }
 }
