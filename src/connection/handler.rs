@@ -178,6 +178,8 @@ impl russh::server::Handler for Handler {
         reply: ChannelOpenHandle,
         session: &mut Session,
     ) -> Result<(), Error> {
+        // russh does not tell of a client's close when we have closed first, so it is the task's end that counts.
+        self.channels.retain(|_, open| open.idle.is_some() || !open.to_task.is_closed());
         if self.channels.len() >= self.max_sessions {
             reply.reject(ChannelOpenFailure::ResourceShortage).await;
             return Ok(());
