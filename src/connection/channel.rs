@@ -132,7 +132,12 @@ async fn work(start: Start, line: &mut Line, control: &Control) -> End {
     let exec = Exec { id, program, pty, env };
     let started = async {
         link.send(&ToInit::Exec(Box::new(exec))).await.map_err(|error| error.to_string())?;
-        timeout(START_LIMIT, said.recv()).await.map_err(|_| "the container does not answer".to_owned())
+        tokio::select! {
+            answer = timeout(START_LIMIT, said.recv()) => {
+                answer.map_err(|_| "the container does not answer".to_owned())
+            }
+            () = session_ended(control) => Ok(None),
+        }
     };
     let fds = match started.await {
         Ok(Some((FromInit::Started { .. }, fds))) => fds,
