@@ -269,7 +269,8 @@ impl Context {
             .create(&spec, segment.netns.as_fd(), listener.as_fd(), &join_fds)
             .map_err(CreateError::Container)?;
         let starttime = container.starttime().map_err(CreateError::Died)?;
-        self.state.set_container(id, container.pid(), starttime).map_err(CreateError::Record)?;
+        record.init = Some((container.pid(), starttime));
+        self.state.set_container(&record.id, container.pid(), starttime).map_err(CreateError::Record)?;
         Ok(container)
     }
 
