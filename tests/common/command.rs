@@ -67,31 +67,46 @@ impl Run {
             // A program that does not read all of it is judged by what it does.
             let _ = stdin.write_all(&input);
         });
-        let stdout = reader(child.stdout.take().unwrap());
-        let stderr = reader(child.stderr.take().unwrap());
-        let end = Instant::now() + self.deadline;
-        let status = loop {
-            if let Some(status) = child.try_wait().unwrap() {
-                break Some(status);
-            }
-            if Instant::now() >= end {
-                child.kill().unwrap();
-                child.wait().unwrap();
-                break None;
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        };
-        let output = Output {
-            shown,
-            status: status.and_then(|status| status.code()),
-            signal: status.and_then(|status| status.signal()),
-            stdout: stdout.join().unwrap(),
-            stderr: String::from_utf8_lossy(&stderr.join().unwrap()).into_owned(),
-        };
+        let output = finish_within(self.deadline, &shown, child);
         writer.join().unwrap();
-        assert!(status.is_some(), "did not end within {:?}: {output}", self.deadline);
         output
     }
+}
+
+/// Waits for a program that was started with [`Run::spawn`], and has its standard input closed if it still is there.
+#[track_caller]
+pub fn finish(shown: &str, child: Child) -> Output {
+    finish_within(DEADLINE, shown, child)
+}
+
+/// Waits until the program ends; one that takes too long is killed and fails the test.
+#[track_caller]
+fn finish_within(deadline: Duration, shown: &str, mut child: Child) -> Output {
+    drop(child.stdin.take());
+    let stdout = child.stdout.take().map(reader);
+    let stderr = child.stderr.take().map(reader);
+    let end = Instant::now() + deadline;
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break Some(status);
+        }
+        if Instant::now() >= end {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            break None;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    let all = |stream: Option<std::thread::JoinHandle<Vec<u8>>>| stream.map_or(Vec::new(), |s| s.join().unwrap());
+    let output = Output {
+        shown: shown.to_owned(),
+        status: status.and_then(|status| status.code()),
+        signal: status.and_then(|status| status.signal()),
+        stdout: all(stdout),
+        stderr: String::from_utf8_lossy(&all(stderr)).into_owned(),
+    };
+    assert!(status.is_some(), "did not end within {deadline:?}: {output}");
+    output
 }
 
 fn reader(mut stream: impl Read + Send + 'static) -> std::thread::JoinHandle<Vec<u8>> {

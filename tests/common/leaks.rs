@@ -20,14 +20,9 @@ pub fn of_instance(root: &Path) -> Vec<String> {
 
 /// What is left of sessions of the instance at `root`, whose server may run.
 pub fn of_sessions(root: &Path) -> Vec<String> {
-    let tag = InstanceTag::of_root(root).as_str().to_owned();
-    let mut found = Vec::new();
-    for (pid, comm) in commands() {
-        let rest = comm.strip_prefix(&format!("ps{tag}"));
-        if rest.is_some_and(|rest| rest.len() == 8 && rest != "spawner") {
-            found.push(format!("init {pid} ({comm})"));
-        }
-    }
+    let tag = InstanceTag::of_root(root);
+    let mut found = inits(&tag);
+    let tag = tag.as_str().to_owned();
     // Interface names are `ps`, the tag and the session's id.
     found.extend(interfaces(&format!("ps{tag}")));
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
@@ -60,6 +55,23 @@ pub fn processes(root: &Path, word: &str) -> Vec<i32> {
         .filter(|(_, args)| args.split(' ').any(|arg| arg == word))
         .map(|(pid, _)| pid)
         .collect()
+}
+
+/// The inits of an instance's containers.
+pub fn inits(tag: &InstanceTag) -> Vec<String> {
+    let mut found = Vec::new();
+    for (pid, comm) in commands() {
+        let rest = comm.strip_prefix(&format!("ps{}", tag.as_str()));
+        if rest.is_some_and(|rest| rest.len() == 8 && rest != "spawner") {
+            found.push(format!("init {pid} ({comm})"));
+        }
+    }
+    found
+}
+
+/// Pids of processes with this name.
+pub fn processes_named(name: &str) -> Vec<i32> {
+    commands().into_iter().filter(|(_, comm)| comm == name).map(|(pid, _)| pid).collect()
 }
 
 /// Processes whose arguments name the instance's root: server, spawner, connections, and inits.

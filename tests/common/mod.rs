@@ -18,6 +18,7 @@ pub mod images;
 pub mod leaks;
 pub mod ssh;
 pub mod sshd;
+pub mod stream;
 pub mod trees;
 
 use std::{
@@ -39,12 +40,14 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use podspawn::names::InstanceTag;
 
 pub use self::{
     command::{Output, Run},
     images::Image,
     ssh::Ssh,
     sshd::Sshd,
+    stream::Stream,
     trees::{tree, write_old},
 };
 
@@ -166,7 +169,8 @@ impl Host {
         command
     }
 
-    fn trust_host_keys(&self) {
+    /// Lets clients know the host keys, which the server has made.
+    pub fn trust_host_keys(&self) {
         let mut known = String::new();
         for entry in fs::read_dir(self.root.join("etc/podspawn/host_keys")).unwrap() {
             let path = entry.unwrap().path();
@@ -273,9 +277,52 @@ impl Host {
         leaks::processes(&self.root, word)
     }
 
+    /// The pid of the process that makes containers; `None` if it has died and none was made since.
+    pub fn spawner(&self) -> Option<i32> {
+        let pids = leaks::processes_named(&format!("ps{}spawner", InstanceTag::of_root(&self.root).as_str()));
+        assert!(pids.len() < 2, "one spawner: {pids:?}");
+        pids.first().copied()
+    }
+
+    /// The pid of the user's container's init.
+    pub fn init(&self, user: &str) -> i32 {
+        let sessions = self.sessions();
+        let session = sessions.iter().find(|session| session["user"] == user);
+        let pid = session.and_then(|session| session["pid"].as_i64());
+        pid.unwrap_or_else(|| panic!("{user} has no container: {sessions:?}")) as i32
+    }
+
+    /// The pids of the user's connection processes.
+    pub fn connections(&self, user: &str) -> Vec<i32> {
+        let query =
+            format!("select c.pid from connections c join sessions s on c.session = s.id where s.user = '{user}'");
+        self.sql(&query).lines().map(|pid| pid.parse().unwrap()).collect()
+    }
+
+    /// Asks or changes the database with sqlite3(1).
+    pub fn sql(&self, query: &str) -> String {
+        let output = Run::new("sqlite3").arg(self.root.join("var/lib/podspawn/state.db")).arg(query).run();
+        output.ok().text()
+    }
+
     /// For a test that leaves something behind on purpose, or ends the host itself.
     pub fn unchecked(&mut self) {
         self.checked = false;
+    }
+
+    /// Waits until only these users' sessions are left, and asserts that nothing of another one is.
+    #[track_caller]
+    pub fn assert_only_left(&self, users: &[&str]) {
+        let mut found = Vec::new();
+        let gone = within(Duration::from_secs(5), || {
+            let ids = self.sql("select id || ' ' || user from sessions");
+            let kept: Vec<_> = ids.lines().filter_map(|line| line.split_once(' ')).collect();
+            let of_kept = |line: &str| kept.iter().any(|(id, user)| users.contains(user) && line.contains(id));
+            found = leaks::of_sessions(&self.root);
+            found.retain(|line| !of_kept(line));
+            found.is_empty()
+        });
+        assert!(gone, "left of sessions of others than {users:?}: {found:#?}");
     }
 
     /// Waits until no session is left, and asserts that nothing of one is.
