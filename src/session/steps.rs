@@ -27,12 +27,9 @@ use crate::{
     network::{self, Lease, Network},
     protocol::{Account, ContainerSpec, Rlimits, SecuritySpec},
     runtime::{self, Container, RuntimeError, Spawner, rootfs::RootfsError},
-    state::{NewSession, Phase, SessionRecord, State, StateError},
+    state::{NewSession, Phase, SessionRecord, Slots, State, StateError},
     sys::seqpacket,
 };
-
-/// Container ids per session: 0..65536.
-const IDS_PER_SESSION: u32 = 65_536;
 
 /// Limits of every process of a session. No core files: where they go (core_pattern) is the host's to say.
 pub const RLIMITS: Rlimits = Rlimits { nofile_soft: 1024, nofile_hard: 65_536, core: 0, memlock: 8 << 20 };
@@ -208,7 +205,8 @@ impl Context {
             created_at: SystemTime::now(),
             boot_id: self.boot_id.clone(),
         };
-        let slots = config.security.userns_count.min(self.addresses());
+        let count = config.security.userns_count.min(self.addresses());
+        let slots = Slots { count, first_id: config.security.userns_first };
         let record = self.state.insert_session(&session, slots).map_err(CreateError::Record)?;
         Ok((image, record))
     }
@@ -225,7 +223,7 @@ impl Context {
         record.address = Some(address);
         let id = &record.id;
         let lease = Lease { session: id.clone(), address };
-        let id_base = config.security.userns_first + record.slot * IDS_PER_SESSION;
+        let id_base = record.id_base;
 
         let directory = self.upper_parent(id);
         runtime::rootfs::prepare(&directory, id_base).map_err(CreateError::Rootfs)?;

@@ -25,6 +25,7 @@ const MIGRATIONS: &[&str] = &["
         user TEXT NOT NULL,
         project TEXT,
         slot INTEGER NOT NULL UNIQUE,
+        id_base INTEGER NOT NULL UNIQUE,
         phase TEXT NOT NULL,
         image TEXT NOT NULL,
         image_reference TEXT NOT NULL,
@@ -49,6 +50,16 @@ const MIGRATIONS: &[&str] = &["
     INSERT INTO last_slot VALUES (-1);
 "];
 
+/// Ids that a container has: 0..65536.
+pub const IDS_PER_SESSION: u32 = 65_536;
+
+/// How many sessions there may be, and where on the host the ids of the first one begin.
+#[derive(Debug, Clone, Copy)]
+pub struct Slots {
+    pub count: u32,
+    pub first_id: u32,
+}
+
 /// How long to wait for another process (a command of the administrator) that is writing.
 const BUSY_LIMIT: Duration = Duration::from_secs(5);
 
@@ -63,7 +74,7 @@ pub enum StateError {
     Query(PathBuf, #[source] rusqlite::Error),
     #[error("{} has a session that makes no sense: {what}", .path.display())]
     Nonsense { path: PathBuf, what: String },
-    #[error("all {0} id ranges for sessions are taken (security.userns)")]
+    #[error("all {0} places for sessions are taken (security.userns, network.pool)")]
     SlotsExhausted(u32),
 }
 
@@ -104,37 +115,44 @@ impl State {
         StateError::Query(self.path.clone(), error)
     }
 
-    /// Writes a session in phase `creating`, with a free slot below `slots`. They go round, as the host's connection tracking may
-    /// remember for a while what the former owner of an address was up to.
-    pub fn insert_session(&self, new: &NewSession, slots: u32) -> Result<SessionRecord, StateError> {
+    /// Writes a session in phase `creating`, with a free slot below `slots.count`. They go round, as the host's connection
+    /// tracking may remember for a while what the former owner of an address was up to.
+    ///
+    /// The ids of a slot depend on `slots.first_id`. Sessions that were made with another one keep theirs, and no new session
+    /// gets any of them.
+    pub fn insert_session(&self, new: &NewSession, slots: Slots) -> Result<SessionRecord, StateError> {
         let mut connection = self.connection();
         let change =
             connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(|e| self.failed(e))?;
         // Of the numbers that no row has (0, or one more than some row's, or the last one's) the first after the last, or
-        // else the first of all.
+        // else the first of all. Where ids do not begin at `first_id` plus a multiple, a row is in the way of two slots.
         let slot: Option<u32> = change
             .query_row(
-                "SELECT slot FROM (
-                     SELECT 0 AS slot UNION SELECT slot + 1 FROM sessions UNION SELECT slot + 1 FROM last_slot)
-                 WHERE slot < ?1 AND slot NOT IN (SELECT slot FROM sessions)
-                 ORDER BY slot <= (SELECT slot FROM last_slot), slot LIMIT 1",
-                [slots],
+                "SELECT place FROM (
+                     SELECT 0 AS place UNION SELECT slot + 1 FROM sessions UNION SELECT slot + 1 FROM last_slot
+                     UNION SELECT (id_base - ?2) / ?3 + 1 FROM sessions UNION SELECT (id_base - ?2) / ?3 + 2 FROM sessions)
+                 WHERE place BETWEEN 0 AND ?1 - 1 AND place NOT IN (SELECT slot FROM sessions)
+                     AND NOT EXISTS (SELECT 1 FROM sessions WHERE abs(id_base - (?2 + place * ?3)) < ?3)
+                 ORDER BY place <= (SELECT slot FROM last_slot), place LIMIT 1",
+                [slots.count, slots.first_id, IDS_PER_SESSION],
                 |row| row.get(0),
             )
             .optional()
             .map_err(|e| self.failed(e))?;
-        let slot = slot.ok_or(StateError::SlotsExhausted(slots))?;
+        let slot = slot.ok_or(StateError::SlotsExhausted(slots.count))?;
         change.execute("UPDATE last_slot SET slot = ?1", [slot]).map_err(|e| self.failed(e))?;
-        let record = SessionRecord::new(new.clone(), slot);
+        let record = SessionRecord::new(new.clone(), slot, slots.first_id + slot * IDS_PER_SESSION);
         change
             .execute(
-                "INSERT INTO sessions (id, user, project, slot, phase, image, image_reference, mode, created_at_ms, boot_id)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+                "INSERT INTO sessions (id, user, project, slot, id_base, phase, image, image_reference, mode,
+                     created_at_ms, boot_id)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
                 params![
                     record.id.as_str(),
                     record.user.as_str(),
                     record.project.as_ref().map(crate::names::ProjectName::as_str),
                     record.slot,
+                    record.id_base,
                     record.phase.as_str(),
                     record.image,
                     record.image_reference,
@@ -189,7 +207,7 @@ impl State {
         let connection = self.connection();
         let mut query = connection
             .prepare(
-                "SELECT id, user, project, slot, phase, image, image_reference, mode, init_pid, init_starttime,
+                "SELECT id, user, project, slot, id_base, phase, image, image_reference, mode, init_pid, init_starttime,
                         grace_deadline_ms, created_at_ms, address, boot_id
                  FROM sessions ORDER BY created_at_ms, id",
             )
@@ -279,6 +297,12 @@ mod tests {
         }
     }
 
+    const FIRST_ID: u32 = 1_000_000;
+
+    fn slots(count: u32) -> Slots {
+        Slots { count, first_id: FIRST_ID }
+    }
+
     fn open() -> (tempfile::TempDir, State) {
         let directory = tempfile::tempdir().unwrap();
         let state = State::open(&directory.path().join("state.db")).unwrap();
@@ -288,7 +312,7 @@ mod tests {
     #[test]
     fn what_is_written_is_read_again() {
         let (directory, state) = open();
-        let record = state.insert_session(&new(1, "ada"), 10).unwrap();
+        let record = state.insert_session(&new(1, "ada"), slots(10)).unwrap();
         let deadline = UNIX_EPOCH + Duration::from_millis(1_234_567);
         state.set_container(&record.id, 42, 99).unwrap();
         state.set_address(&record.id, Ipv4Addr::new(10, 0, 0, 2)).unwrap();
@@ -321,22 +345,45 @@ mod tests {
     #[test]
     fn slots_go_round_and_run_out() {
         let (_directory, state) = open();
-        let slots: Vec<_> = (0..3).map(|i| state.insert_session(&new(i, &format!("u{i}")), 3).unwrap().slot).collect();
-        assert_eq!(slots, [0, 1, 2]);
-        assert!(matches!(state.insert_session(&new(9, "eve"), 3), Err(StateError::SlotsExhausted(3))));
+        let given: Vec<_> =
+            (0..3).map(|i| state.insert_session(&new(i, &format!("u{i}")), slots(3)).unwrap().slot).collect();
+        assert_eq!(given, [0, 1, 2]);
+        assert!(matches!(state.insert_session(&new(9, "eve"), slots(3)), Err(StateError::SlotsExhausted(3))));
         state.remove_session(&SessionId::from_bits(0)).unwrap();
         state.remove_session(&SessionId::from_bits(1)).unwrap();
-        assert_eq!(state.insert_session(&new(9, "eve"), 9).unwrap().slot, 3, "not the one that was just in use");
-        assert_eq!(state.insert_session(&new(10, "bob"), 4).unwrap().slot, 0);
+        assert_eq!(state.insert_session(&new(9, "eve"), slots(9)).unwrap().slot, 3, "not the one that was just in use");
+        assert_eq!(state.insert_session(&new(10, "bob"), slots(4)).unwrap().slot, 0);
+    }
+
+    #[test]
+    fn ids_of_another_configuration_are_not_given_to_a_second_session() {
+        let (_directory, state) = open();
+        let old: Vec<_> =
+            (0..8).map(|i| state.insert_session(&new(i, &format!("old{i}")), slots(100)).unwrap().id_base).collect();
+        assert_eq!(old[..2], [FIRST_ID, FIRST_ID + IDS_PER_SESSION]);
+        let mut taken = old;
+        for (i, first_id) in [0, 1, IDS_PER_SESSION - 1, 5 * IDS_PER_SESSION].into_iter().enumerate() {
+            for first_id in [FIRST_ID + first_id, FIRST_ID - first_id] {
+                let id = 100 + i as u64 * 2 + u64::from(first_id < FIRST_ID);
+                let base = state.insert_session(&new(id, &format!("new{id}")), Slots { count: 100, first_id });
+                let base = base.unwrap_or_else(|error| panic!("{first_id}: {error}")).id_base;
+                assert!(taken.iter().all(|other| other.abs_diff(base) >= IDS_PER_SESSION), "{base} {taken:?}");
+                assert_eq!((base - first_id) % IDS_PER_SESSION, 0);
+                taken.push(base);
+                if first_id == FIRST_ID {
+                    break;
+                }
+            }
+        }
     }
 
     #[test]
     fn a_user_has_one_session_that_is_not_being_removed() {
         let (_directory, state) = open();
-        let record = state.insert_session(&new(1, "ada"), 10).unwrap();
-        assert!(state.insert_session(&new(2, "ada"), 10).is_err());
+        let record = state.insert_session(&new(1, "ada"), slots(10)).unwrap();
+        assert!(state.insert_session(&new(2, "ada"), slots(10)).is_err());
         state.set_phase(&record.id, Phase::Stopping).unwrap();
-        assert!(state.insert_session(&new(2, "ada"), 10).is_ok());
+        assert!(state.insert_session(&new(2, "ada"), slots(10)).is_ok());
     }
 
     #[test]

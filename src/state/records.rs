@@ -58,8 +58,10 @@ pub struct SessionRecord {
     pub id: SessionId,
     pub user: UserName,
     pub project: Option<ProjectName>,
-    /// Unique among the sessions that exist: decides the range of ids and the address.
+    /// Unique among the sessions that exist: decides the address.
     pub slot: u32,
+    /// The first of the container's ids on the host.
+    pub id_base: u32,
     pub phase: Phase,
     pub image: String,
     pub image_reference: String,
@@ -75,13 +77,14 @@ pub struct SessionRecord {
 }
 
 impl SessionRecord {
-    pub(super) fn new(new: NewSession, slot: u32) -> Self {
+    pub(super) fn new(new: NewSession, slot: u32, id_base: u32) -> Self {
         let NewSession { id, user, project, image, image_reference, mode, created_at, boot_id } = new;
         Self {
             id,
             user,
             project,
             slot,
+            id_base,
             phase: Phase::Creating,
             image,
             image_reference,
@@ -132,8 +135,9 @@ pub(super) fn session_from_row(row: &Row<'_>) -> rusqlite::Result<Result<Session
     let starttime: Option<i64> = row.get("init_starttime")?;
     let grace_deadline: Option<i64> = row.get("grace_deadline_ms")?;
     let address: Option<String> = row.get("address")?;
-    let (slot, image, image_reference, created_at, boot_id) = (
+    let (slot, id_base, image, image_reference, created_at, boot_id) = (
         row.get("slot")?,
+        row.get("id_base")?,
         row.get("image")?,
         row.get("image_reference")?,
         time(row.get("created_at_ms")?),
@@ -145,6 +149,7 @@ pub(super) fn session_from_row(row: &Row<'_>) -> rusqlite::Result<Result<Session
             user: user.parse().map_err(text)?,
             project: project.as_deref().map(str::parse).transpose().map_err(text)?,
             slot,
+            id_base,
             phase: Phase::from_word(&phase).ok_or_else(|| format!("phase {phase:?}"))?,
             image,
             image_reference,
