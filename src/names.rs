@@ -170,6 +170,11 @@ impl InstanceTag {
     pub fn veth_name(&self, id: &SessionId) -> String {
         format!("ps{}{}", self.0, id)
     }
+
+    /// The session whose veth pair has this name; `None` for an interface that is somebody else's.
+    pub fn session_of_veth(&self, name: &str) -> Option<SessionId> {
+        name.strip_prefix("ps")?.strip_prefix(self.as_str())?.parse().ok()
+    }
 }
 
 #[cfg(test)]
@@ -206,6 +211,12 @@ mod tests {
     #[test]
     fn veth_names_fit_the_kernel() {
         let tag = InstanceTag::of_root(std::path::Path::new("/"));
-        assert!(tag.veth_name(&SessionId::from_bits(7)).len() <= 15);
+        let id = SessionId::from_bits(7);
+        let name = tag.veth_name(&id);
+        assert!(name.len() <= 15);
+        assert_eq!(tag.session_of_veth(&name), Some(id));
+        for other in [&name[..6], "eth0", "ps", &format!("{name}x"), &format!("ps{}abcdefgh", tag.as_str())] {
+            assert_eq!(tag.session_of_veth(other), None, "{other}");
+        }
     }
 }

@@ -22,9 +22,11 @@ pub mod dns;
 mod link;
 mod netlink;
 mod nft;
+mod ruleset;
 mod subnet;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use std::{
     fs::{self, File},
@@ -41,10 +43,14 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 
-pub use self::subnet::{Subnet, pick_pool};
 use self::{
     link::Links,
-    nft::{Nft, Policy},
+    nft::Nft,
+    ruleset::{Policy, Ruleset},
+};
+pub use self::{
+    subnet::{Subnet, pick_pool},
+    watch::Watch,
 };
 use crate::names::{InstanceTag, SessionId};
 
@@ -97,8 +103,10 @@ pub enum Egress {
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub tag: InstanceTag,
-    /// `None`: while sessions of the last supervisor live, its pool, else chosen by [`pick_pool`].
+    /// `None`: chosen by [`pick_pool`].
     pub pool: Option<Subnet>,
+    /// The last supervisor's pool: the one to use while sessions live that have addresses of it.
+    pub former_pool: Option<Subnet>,
     pub egress: Egress,
 }
 
@@ -122,7 +130,7 @@ pub struct Network {
     pool: Subnet,
     gateway: Ipv4Addr,
     links: Mutex<Links>,
-    nft: Mutex<Nft>,
+    rules: Mutex<Ruleset>,
 }
 
 impl Network {
@@ -134,12 +142,12 @@ impl Network {
     ///
     /// # Errors
     /// [`NetworkError::NoNft`], [`NetworkError::PoolTaken`] if the configured pool overlaps one of the host's networks
-    /// or another instance's pool, [`NetworkError::StrayLease`] if the pool was changed under live sessions.
+    /// or another instance's pool, [`NetworkError::StrayLease`] if a live session's address is of no pool that is known.
     pub fn open(settings: &Settings, live: &[Lease]) -> Result<Self, NetworkError> {
         nft::program()?;
         let mut links = Links::open()?;
         let mut nft = Nft::open(&settings.tag)?;
-        let (pool, gateway) = loop {
+        let (pool, gateway, rules) = loop {
             let pool = find_pool(settings, live, &mut links, &mut nft)?;
             let gateway = pool.host(1).ok_or(NetworkError::PoolSize { pool })?;
             if let Some(lease) = live.iter().find(|lease| !pool.contains(lease.address)) {
@@ -147,16 +155,16 @@ impl Network {
             }
             enable_forwarding()?;
             sweep(&settings.tag, live, &mut links)?;
-            let policy = Policy { tag: &settings.tag, pool, gateway, egress: &settings.egress };
-            Nft::install(&policy.script(live))?;
+            let policy = Policy { tag: settings.tag.clone(), pool, gateway, egress: settings.egress.clone() };
+            let rules = Ruleset::make(nft, policy, live)?;
             // Two instances that start at once may have chosen the same pool, neither seeing the other's table. Now
             // both do, and the younger one steps back. With a configured pool the next round of the loop says so.
-            if !live.is_empty() || !younger_than_a_rival(&settings.tag, pool, &mut nft)? {
-                break (pool, gateway);
+            if !live.is_empty() || !younger_than_a_rival(&settings.tag, pool)? {
+                break (pool, gateway, rules);
             }
-            nft.remove_table()?;
+            nft = rules.unmake()?;
         };
-        Ok(Self { tag: settings.tag.clone(), pool, gateway, links: Mutex::new(links), nft: Mutex::new(nft) })
+        Ok(Self { tag: settings.tag.clone(), pool, gateway, links: Mutex::new(links), rules: Mutex::new(rules) })
     }
 
     /// The sessions' default router and name server.
@@ -194,7 +202,7 @@ impl Network {
     fn connect(&self, lease: &Lease, netns: &OwnedFd, inside: &mut Links) -> Result<(), NetworkError> {
         let veth = self.tag.veth_name(&lease.session);
         // First the rules, so that the link is not up for a moment without them.
-        self.nft().add(lease)?;
+        self.rules().add(lease)?;
         let mut links = self.links();
         links.add_veth(&veth, netns.as_fd(), lease.address)?;
         links.start_outside(&veth, self.gateway, lease.address)?;
@@ -217,7 +225,7 @@ impl Network {
     /// # Errors
     /// [`NetworkError::Netlink`], after everything has been tried.
     pub fn destroy(&self, lease: &Lease) -> Result<(), NetworkError> {
-        let ruled_out = self.nft().remove(lease);
+        let ruled_out = self.rules().remove(lease);
         let unlinked = self.links().stop_outside(&self.tag.veth_name(&lease.session), self.gateway, lease.address);
         ruled_out.and(unlinked)
     }
@@ -225,7 +233,23 @@ impl Network {
     /// Removes the table. For when no session is left; a veth pair that is still there is removed first.
     pub fn close(&self) -> Result<(), NetworkError> {
         sweep(&self.tag, &[], &mut self.links())?;
-        self.nft().remove_table()
+        self.rules().close()
+    }
+
+    /// Changes where sessions may connect to, those that are there included. Does nothing if that is so already.
+    pub fn set_egress(&self, egress: &Egress) -> Result<(), NetworkError> {
+        self.rules().set_egress(egress)
+    }
+
+    /// Begins to listen for what other software removes from nftables; after each removal [`check`](Self::check) is due.
+    /// Must be called inside a tokio runtime.
+    pub fn watch(&self) -> Result<Watch, NetworkError> {
+        Watch::open()
+    }
+
+    /// Makes the table anew if somebody has removed it or any of its rules.
+    pub fn check(&self) -> Result<(), NetworkError> {
+        self.rules().check()
     }
 
     /// What the kernel has of the instance `tag`, one line per object, each with its session's id where it has one.
@@ -244,8 +268,8 @@ impl Network {
         self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn nft(&self) -> std::sync::MutexGuard<'_, Nft> {
-        self.nft.lock().unwrap_or_else(PoisonError::into_inner)
+    fn rules(&self) -> std::sync::MutexGuard<'_, Ruleset> {
+        self.rules.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -259,21 +283,23 @@ pub fn resolv_conf(gateway: Ipv4Addr) -> String {
     format!("nameserver {gateway}\n")
 }
 
-/// The pool to use: the configured one if it is free, the one that live sessions are in, or a new one.
+/// The pool to use: the one that live sessions are in, the configured one if it is free, or a new one.
 fn find_pool(settings: &Settings, live: &[Lease], links: &mut Links, nft: &mut Nft) -> Result<Subnet, NetworkError> {
-    let mut taken: Vec<(Subnet, String)> = Vec::new();
-    let (mut own, own_table) = (None, settings.tag.object_name());
-    for table in nft.tables()? {
-        match table.pool {
-            Some(pool) if table.name == own_table => own = Some(pool),
-            Some(pool) => taken.push((pool, format!("{pool} of another podspawn (nft table {})", table.name))),
-            None => {}
+    if let Some(pool) = settings.former_pool.filter(|_| !live.is_empty()) {
+        if let Some(wanted) = settings.pool.filter(|wanted| *wanted != pool) {
+            tracing::warn!("network.pool is still {pool}, not {wanted}: sessions live that have addresses of it");
         }
+        return Ok(pool);
+    }
+    let mut taken: Vec<(Subnet, String)> = Vec::new();
+    let own_table = settings.tag.object_name();
+    for table in nft.tables()?.into_iter().filter(|table| table.name != own_table) {
+        taken.extend(table.pool.map(|pool| (pool, format!("{pool} of another podspawn (nft table {})", table.name))));
     }
     let interfaces = links.list()?;
     for route in links.routes()? {
         let oif = interfaces.iter().find(|link| Some(link.index) == route.oif).map_or("", |link| &link.name);
-        if !oif.starts_with(&veth_prefix(&settings.tag)) {
+        if settings.tag.session_of_veth(oif).is_none() {
             taken.push((route.destination, format!("this host's route to {} {oif}", route.destination)));
         }
     }
@@ -283,10 +309,6 @@ fn find_pool(settings: &Settings, live: &[Lease], links: &mut Links, nft: &mut N
             return Err(NetworkError::PoolSize { pool });
         }
         return occupant(&pool).map_or(Ok(pool), |other| Err(NetworkError::PoolTaken { pool, other }));
-    }
-    // Sessions that outlived the last supervisor have addresses of its pool.
-    if let Some(pool) = own.filter(|_| !live.is_empty()) {
-        return Ok(pool);
     }
     let taken: Vec<_> = taken.iter().map(|(subnet, _)| *subnet).collect();
     pick_pool(&settings.tag, &taken).ok_or(NetworkError::NoFreePool)
@@ -298,21 +320,17 @@ fn own_table(tag: &InstanceTag, nft: &mut Nft) -> Result<Option<nft::Table>, Net
 }
 
 /// Whether another instance's table has an overlapping pool and was made before ours.
-fn younger_than_a_rival(tag: &InstanceTag, pool: Subnet, nft: &mut Nft) -> Result<bool, NetworkError> {
+fn younger_than_a_rival(tag: &InstanceTag, pool: Subnet) -> Result<bool, NetworkError> {
     let name = tag.object_name();
-    let tables = nft.tables()?;
+    let tables = Nft::open(tag)?.tables()?;
     let own = tables.iter().find(|table| table.name == name).map_or(u64::MAX, |table| table.handle);
     let mut rivals = tables.iter().filter(|table| table.name != name && table.pool.is_some_and(|p| p.overlaps(&pool)));
     Ok(rivals.any(|table| table.handle < own))
 }
 
-fn veth_prefix(tag: &InstanceTag) -> String {
-    format!("ps{}", tag.as_str())
-}
-
 fn veths(tag: &InstanceTag, links: &mut Links) -> Result<Vec<String>, NetworkError> {
-    let prefix = veth_prefix(tag);
-    Ok(links.list()?.into_iter().map(|link| link.name).filter(|name| name.starts_with(&prefix)).collect())
+    let names = links.list()?.into_iter().map(|link| link.name);
+    Ok(names.filter(|name| tag.session_of_veth(name).is_some()).collect())
 }
 
 /// Deletes the veth pairs of sessions that are not in `live`: their namespaces may be kept alive by processes that only

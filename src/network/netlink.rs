@@ -163,8 +163,8 @@ fn append(datagram: &mut Vec<u8>, request: &Request, sequence: u32) {
     datagram.resize(datagram.len().next_multiple_of(4), 0);
 }
 
-struct Frame<'a> {
-    kind: u16,
+pub(super) struct Frame<'a> {
+    pub(super) kind: u16,
     flags: u16,
     sequence: u32,
     payload: &'a [u8],
@@ -179,7 +179,7 @@ impl Frame<'_> {
 }
 
 /// The messages in a datagram. Ends at the first that does not fit.
-struct Frames<'a>(&'a [u8]);
+pub(super) struct Frames<'a>(pub(super) &'a [u8]);
 
 impl<'a> Iterator for Frames<'a> {
     type Item = Frame<'a>;

@@ -1,7 +1,6 @@
-//! The instance's nftables table: made once as text by nft(8), its set of leases changed by nfnetlink.
+//! nftables spoken: whole tables as text through nft(8), and the little that changes with each session by nfnetlink.
 //!
-//! Invariant: the number of rules does not depend on the number of sessions. All that a session adds is one element of
-//! the set `leases`, so that a packet's way through the table costs the same with one session and with a thousand.
+//! What is in the table and why is in [`super::ruleset`].
 
 use std::{
     io::Write as _,
@@ -15,21 +14,14 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::errno::Errno;
 
 use super::{
-    Egress, Lease, NetworkError,
+    Lease, NetworkError,
     netlink::{Answer, Attributes, Channel, Request, text},
     subnet::Subnet,
 };
 use crate::names::InstanceTag;
 
-/// Never reachable, whatever the administrator allows: this host, link-local with the cloud's metadata service,
-/// multicast, reserved and broadcast. (RFC 6890)
-const NEVER: &str = "0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/3";
-/// Not public: RFC 1918, shared address space (RFC 6598), protocol assignments (RFC 6890), benchmarks (RFC 2544), 6to4
-/// relays (RFC 7526), and the host agent of Azure, which has a public address.
-const PRIVATE: &str = "10.0.0.0/8, 100.64.0.0/10, 172.16.0.0/12, 192.0.0.0/24, 192.88.99.0/24, 192.168.0.0/16, \
-                       198.18.0.0/15, 168.63.129.16/32";
 /// What nft shows as the table's comment, in front of the pool: how instances see each other's pools.
-const COMMENT: &str = "podspawn pool ";
+pub(super) const COMMENT: &str = "podspawn pool ";
 
 // linux/netfilter/nfnetlink.h and nf_tables.h
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
@@ -38,6 +30,9 @@ const NFNL_MSG_BATCH_END: u16 = 17;
 const NFT_MSG_NEWTABLE: u16 = NFNL_SUBSYS_NFTABLES << 8;
 const NFT_MSG_GETTABLE: u16 = NFT_MSG_NEWTABLE + 1;
 const NFT_MSG_DELTABLE: u16 = NFT_MSG_NEWTABLE + 2;
+const NFT_MSG_NEWRULE: u16 = NFT_MSG_NEWTABLE + 6;
+const NFT_MSG_GETRULE: u16 = NFT_MSG_NEWTABLE + 7;
+const NFT_MSG_DELRULE: u16 = NFT_MSG_NEWTABLE + 8;
 const NFT_MSG_NEWSETELEM: u16 = NFT_MSG_NEWTABLE + 12;
 const NFT_MSG_GETSETELEM: u16 = NFT_MSG_NEWTABLE + 13;
 const NFT_MSG_DELSETELEM: u16 = NFT_MSG_NEWTABLE + 14;
@@ -46,6 +41,7 @@ const NFPROTO_INET: u8 = 1;
 const NFTA_TABLE_NAME: u16 = 1;
 const NFTA_TABLE_HANDLE: u16 = 4;
 const NFTA_TABLE_USERDATA: u16 = 6;
+const NFTA_RULE_TABLE: u16 = 1;
 const NFTA_SET_ELEM_LIST_TABLE: u16 = 1;
 const NFTA_SET_ELEM_LIST_SET: u16 = 2;
 const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
@@ -54,122 +50,6 @@ const NFTA_SET_ELEM_KEY: u16 = 1;
 const NFTA_DATA_VALUE: u16 = 1;
 const NLA_F_NESTED: u16 = 0x8000;
 const IFNAMSIZ: usize = 16;
-
-/// What the table is made from.
-pub(super) struct Policy<'a> {
-    pub(super) tag: &'a InstanceTag,
-    pub(super) pool: Subnet,
-    pub(super) gateway: Ipv4Addr,
-    pub(super) egress: &'a Egress,
-}
-
-impl Policy<'_> {
-    /// The whole table as one transaction, with `live` in its set: whatever was there before is replaced, and at no
-    /// moment is a live session without rules.
-    pub(super) fn script(&self, live: &[Lease]) -> String {
-        let Self { tag, pool, gateway, egress } = self;
-        let table = tag.object_name();
-        let ours = format!("\"ps{}*\"", tag.as_str());
-        let leases = elements(live.iter().map(|l| format!("\"{}\" . {}", tag.veth_name(&l.session), l.address)));
-        let blocked = match egress {
-            Egress::Public => format!("{NEVER}, {PRIVATE}"),
-            Egress::None | Egress::Open | Egress::Only(_) => NEVER.to_owned(),
-        };
-        let allowed = match egress {
-            Egress::Only(networks) => elements(networks.iter().map(ToString::to_string)),
-            Egress::Public | Egress::None | Egress::Open => String::new(),
-        };
-        let verdict = match egress {
-            Egress::Public | Egress::Open => "accept",
-            Egress::Only(_) => "ip daddr @allowed accept\n    goto refuse",
-            Egress::None => "goto refuse",
-        };
-        // A name lookup carries data to whoever owns the name, so "none" has no names either.
-        let dns = match egress {
-            Egress::None => String::new(),
-            _ => format!("ip daddr {gateway} meta l4proto {{ tcp, udp }} th dport 53 accept"),
-        };
-        // What is refused is answered, so that a program that tries fails at once instead of after minutes (TCP by a
-        // reset, since the kernel sends few ICMP errors a second); what is forged is dropped. `from_session` runs
-        // before connection tracking and before anybody's DNAT, so that the ports that other software publishes on the
-        // host's addresses are as closed as the host's own. Connection tracking therefore does not know the refusals
-        // that it sends, and `output` lets them pass by their look.
-        format!(
-            r#"table inet {table} {{ }}
-delete table inet {table}
-table inet {table} {{
-  comment "{COMMENT}{pool}"
-  set leases {{
-    typeof iifname . ip saddr
-{leases}  }}
-  set blocked {{
-    type ipv4_addr
-    flags interval
-    elements = {{ {blocked} }}
-  }}
-  set allowed {{
-    type ipv4_addr
-    flags interval
-    auto-merge
-{allowed}  }}
-  chain refuse {{
-    meta l4proto tcp reject with tcp reset
-    reject with icmpx admin-prohibited
-  }}
-  chain host {{
-    {dns}
-    goto refuse
-  }}
-  chain from_session {{
-    meta nfproto != ipv4 drop
-    iifname . ip saddr != @leases drop
-    fib daddr type {{ local, broadcast, anycast, multicast }} goto host
-  }}
-  chain to_session {{
-    meta nfproto != ipv4 drop
-    ct state established,related accept
-    drop
-  }}
-  chain egress {{
-    ct state invalid drop
-    ip daddr @blocked goto refuse
-    {verdict}
-  }}
-  chain prerouting {{
-    type filter hook prerouting priority raw; policy accept;
-    iifname {ours} goto from_session
-  }}
-  chain input {{
-    type filter hook input priority filter - 5; policy accept;
-    iifname {ours} goto host
-  }}
-  chain forward {{
-    type filter hook forward priority filter - 5; policy accept;
-    iifname {ours} oifname {ours} goto refuse
-    oifname {ours} goto to_session
-    iifname {ours} goto egress
-  }}
-  chain output {{
-    type filter hook output priority filter - 5; policy accept;
-    oifname {ours} tcp flags rst accept
-    oifname {ours} icmp type destination-unreachable accept
-    oifname {ours} goto to_session
-  }}
-  chain postrouting {{
-    type nat hook postrouting priority srcnat; policy accept;
-    iifname {ours} oifname != {ours} masquerade
-  }}
-}}
-"#
-        )
-    }
-}
-
-/// An `elements` line, or nothing where there are none.
-fn elements(items: impl Iterator<Item = String>) -> String {
-    let list: Vec<_> = items.collect();
-    if list.is_empty() { String::new() } else { format!("    elements = {{ {} }}\n", list.join(", ")) }
-}
 
 /// Another table of podspawn's, or our own.
 pub(super) struct Table {
@@ -221,6 +101,23 @@ impl Nft {
         Ok(answers.iter().filter_map(parse_table).collect())
     }
 
+    /// How many rules our table has; 0 without a table.
+    pub(super) fn rules(&mut self) -> Result<usize, NetworkError> {
+        let mut payload = nfgenmsg(NFPROTO_INET, 0);
+        attribute(&mut payload, NFTA_RULE_TABLE, &c_string(&self.table));
+        match self.channel.dump(NFT_MSG_GETRULE, &payload) {
+            Err(Errno::ENOENT) => Ok(0),
+            Err(e) => Err(failed(&format!("list rules of nft table {}", self.table), e)),
+            Ok(answers) => Ok(answers.iter().filter(|answer| self.is_about_us(answer, NFT_MSG_NEWRULE)).count()),
+        }
+    }
+
+    /// Whether an answer of this kind is about our table; kernels that do not know a filter send everything.
+    fn is_about_us(&self, answer: &Answer, kind: u16) -> bool {
+        let body = answer.payload.get(4..).unwrap_or_default();
+        answer.kind == kind && Attributes(body).any(|(kind, name)| kind == NFTA_RULE_TABLE && text(name) == self.table)
+    }
+
     /// Removes our table; none is fine.
     pub(super) fn remove_table(&mut self) -> Result<(), NetworkError> {
         let mut payload = nfgenmsg(NFPROTO_INET, 0);
@@ -231,11 +128,14 @@ impl Nft {
         }
     }
 
-    /// Lets a session's packets pass; already there is fine.
-    pub(super) fn add(&mut self, lease: &Lease) -> Result<(), NetworkError> {
+    /// Lets a session's packets pass; already there is fine. False if there is no table.
+    pub(super) fn add(&mut self, lease: &Lease) -> Result<bool, NetworkError> {
         let payload = self.element(lease);
-        self.batch(NFT_MSG_NEWSETELEM, NLM_F_CREATE, payload)
-            .map_err(|e| failed(&format!("add session {} to nft table {}", lease.session, self.table), e))
+        match self.batch(NFT_MSG_NEWSETELEM, NLM_F_CREATE, payload) {
+            Ok(()) => Ok(true),
+            Err(Errno::ENOENT) => Ok(false),
+            Err(e) => Err(failed(&format!("add session {} to nft table {}", lease.session, self.table), e)),
+        }
     }
 
     /// Drops a session's packets from now on; already gone, with or without the table, is fine.
@@ -294,6 +194,12 @@ pub(super) fn program() -> Result<PathBuf, NetworkError> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let directories = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
     directories.map(|d| d.join("nft")).find(|p| p.is_file()).ok_or(NetworkError::NoNft)
+}
+
+/// Whether a message of this kind tells that a table or a rule has gone. A chain and a set cannot go without the rules that
+/// are in it or use it.
+pub(super) fn is_removal(kind: u16) -> bool {
+    matches!(kind, NFT_MSG_DELTABLE | NFT_MSG_DELRULE)
 }
 
 fn nfgenmsg(family: u8, resource: u16) -> Vec<u8> {

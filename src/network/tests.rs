@@ -124,7 +124,7 @@ impl World {
 }
 
 fn settings(name: &str, egress: Egress) -> Settings {
-    Settings { tag: tag(name), pool: None, egress }
+    Settings { tag: tag(name), pool: None, former_pool: None, egress }
 }
 
 fn lease(network: &Network, slot: u32) -> Lease {
@@ -141,7 +141,8 @@ fn session(network: &Network, slot: u32) -> (Lease, OwnedFd) {
 }
 
 fn assert_nothing_left(tag: &InstanceTag) {
-    eventually("veth pairs go with their namespaces", || !sh("ip -j link").contains(&veth_prefix(tag)));
+    let ours = format!("ps{}", tag.as_str());
+    eventually("veth pairs go with their namespaces", || !sh("ip -j link").contains(&ours));
     assert!(!sh("nft list tables").contains(&tag.object_name()));
     assert_eq!(Network::listing(tag).unwrap(), Vec::<String>::new());
 }
@@ -433,7 +434,10 @@ fn a_restart_keeps_live_sessions_and_removes_the_others() {
         let before = network.pool();
         drop(network); // kill -9: nothing is undone
 
-        let network = Network::open(&settings("/restart", Egress::Public), std::slice::from_ref(&ada)).unwrap();
+        // The configured pool waits until the sessions have gone that have addresses of the former one.
+        let other = Some("10.200.0.0/24".parse().unwrap());
+        let moved = Settings { pool: other, former_pool: Some(before), ..settings("/restart", Egress::Public) };
+        let network = Network::open(&moved, std::slice::from_ref(&ada)).unwrap();
         assert_eq!(network.pool(), before);
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
@@ -452,13 +456,71 @@ fn a_restart_keeps_live_sessions_and_removes_the_others() {
             ]
         );
 
-        let other = Some("10.200.0.0/24".parse().unwrap());
-        let moved = Settings { pool: other, ..settings("/restart", Egress::Public) };
-        let error = Network::open(&moved, std::slice::from_ref(&ada)).err().unwrap();
+        let stray = Settings { pool: other, ..settings("/restart", Egress::Public) };
+        let error = Network::open(&stray, std::slice::from_ref(&ada)).err().unwrap();
         assert!(matches!(error, NetworkError::StrayLease { .. }), "{error}");
         inside(&ada_netns, || assert_eq!(greeting(PUBLIC, 80).unwrap(), HOST));
         network.destroy(&ada).unwrap();
         network.close().unwrap();
+        let network = Network::open(&moved, &[]).unwrap();
+        assert_eq!(Some(network.pool()), other);
+        network.close().unwrap();
+    });
+}
+
+#[test]
+fn rules_that_somebody_removes_are_made_anew() {
+    World::with(|_| {
+        greeter(7000);
+        let network = Network::open(&settings("/flushed", Egress::Public), &[]).unwrap();
+        let (ada, ada_netns) = session(&network, 0);
+        let table = tag("/flushed").object_name();
+        let works = || {
+            inside(&ada_netns, || {
+                assert_eq!(greeting(PUBLIC, 80).unwrap(), HOST);
+                refused(HOST, 7000);
+            });
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let watch = network.watch().unwrap();
+            for removal in
+                ["flush ruleset", &format!("flush table inet {table}"), &format!("delete table inet {table}")]
+            {
+                sh(&format!("nft {removal}"));
+                tokio::time::timeout(Duration::from_secs(10), watch.removal()).await.unwrap().unwrap();
+                network.check().unwrap();
+                works();
+            }
+        });
+        // Nobody was watching.
+        sh("nft flush ruleset");
+        let (bob, bob_netns) = session(&network, 1);
+        works();
+        inside(&bob_netns, || assert_eq!(greeting(PUBLIC, 80).unwrap(), HOST));
+        sh("nft flush ruleset");
+        network.destroy(&bob).unwrap();
+        network.check().unwrap();
+        works();
+        inside(&bob_netns, || assert!(greeting(PUBLIC, 80).is_err()));
+
+        network.set_egress(&Egress::None).unwrap();
+        inside(&ada_netns, || refused(PUBLIC, 80));
+        network.destroy(&ada).unwrap();
+        network.close().unwrap();
+        network.check().unwrap();
+        assert_nothing_left(&tag("/flushed"));
+    });
+}
+
+#[test]
+fn interfaces_that_only_begin_like_ours_are_let_alone() {
+    World::with(|_| {
+        let name = format!("ps{}mine", tag("/alike").as_str());
+        sh(&format!("ip link add {name} type veth peer name other"));
+        let network = Network::open(&settings("/alike", Egress::Public), &[]).unwrap();
+        network.close().unwrap();
+        sh(&format!("ip link show {name}"));
     });
 }
 

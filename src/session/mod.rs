@@ -16,5 +16,5 @@ pub use self::{
     driver::View,
     leaks::{Leak, leaks},
     registry::Sessions,
-    steps::{Context, RLIMITS, SessionKey},
+    steps::{Context, RLIMITS, SessionKey, egress},
 };

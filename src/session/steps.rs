@@ -20,11 +20,11 @@ use std::{
 use super::leaks::session_in;
 use crate::{
     cgroup::{self, Cgroups},
-    config::{Config, Mode},
+    config::{self, Config, Mode},
     errors::chain,
     image::{self, Store},
     names::{InstanceTag, NameError, ProjectName, SessionId, UserName},
-    network::{self, Lease, Network},
+    network::{self, Egress, Lease, Network, Subnet},
     protocol::{Account, ContainerSpec, Rlimits, SecuritySpec},
     runtime::{self, Container, RuntimeError, Spawner, rootfs::RootfsError},
     state::{NewSession, Phase, SessionRecord, Slots, State, StateError},
@@ -240,6 +240,8 @@ impl Context {
         let cgroup = self.cgroups.create(id, &limits).map_err(CreateError::Cgroup)?;
         let (join, join_fds) = cgroup.join().map_err(CreateError::Cgroup)?;
 
+        // The configuration may have changed since the last session.
+        self.network.set_egress(&egress(config)).map_err(CreateError::Network)?;
         let segment = self.network.create(&lease).map_err(CreateError::Network)?;
 
         let hostname = key.project.as_ref().map_or(key.user.as_str(), |p| p.as_str()).to_owned();
@@ -364,6 +366,18 @@ fn image_reference(name: &str) -> Result<image::Reference, CreateError> {
 
 fn new_id() -> SessionId {
     SessionId::from_bits(getrandom::u64().expect("getrandom(2) does not fail on a kernel that can run containers"))
+}
+
+/// Where the configuration lets sessions connect to.
+pub fn egress(config: &Config) -> Egress {
+    match &config.network.egress {
+        config::Egress::Public => Egress::Public,
+        config::Egress::None => Egress::None,
+        config::Egress::Open => Egress::Open,
+        config::Egress::Only(networks) => {
+            Egress::Only(networks.iter().filter_map(|(address, prefix)| Subnet::new(*address, *prefix)).collect())
+        }
+    }
 }
 
 fn account(key: &SessionKey, config: &Config) -> Account {

@@ -46,8 +46,8 @@ const MIGRATIONS: &[&str] = &["
         pid INTEGER NOT NULL,
         starttime INTEGER NOT NULL
     ) STRICT;
-    CREATE TABLE last_slot (slot INTEGER NOT NULL) STRICT;
-    INSERT INTO last_slot VALUES (-1);
+    CREATE TABLE instance (last_slot INTEGER NOT NULL, pool TEXT) STRICT;
+    INSERT INTO instance VALUES (-1, NULL);
 "];
 
 /// Ids that a container has: 0..65536.
@@ -129,18 +129,18 @@ impl State {
         let slot: Option<u32> = change
             .query_row(
                 "SELECT place FROM (
-                     SELECT 0 AS place UNION SELECT slot + 1 FROM sessions UNION SELECT slot + 1 FROM last_slot
+                     SELECT 0 AS place UNION SELECT slot + 1 FROM sessions UNION SELECT last_slot + 1 FROM instance
                      UNION SELECT (id_base - ?2) / ?3 + 1 FROM sessions UNION SELECT (id_base - ?2) / ?3 + 2 FROM sessions)
                  WHERE place BETWEEN 0 AND ?1 - 1 AND place NOT IN (SELECT slot FROM sessions)
                      AND NOT EXISTS (SELECT 1 FROM sessions WHERE abs(id_base - (?2 + place * ?3)) < ?3)
-                 ORDER BY place <= (SELECT slot FROM last_slot), place LIMIT 1",
+                 ORDER BY place <= (SELECT last_slot FROM instance), place LIMIT 1",
                 [slots.count, slots.first_id, IDS_PER_SESSION],
                 |row| row.get(0),
             )
             .optional()
             .map_err(|e| self.failed(e))?;
         let slot = slot.ok_or(StateError::SlotsExhausted(slots.count))?;
-        change.execute("UPDATE last_slot SET slot = ?1", [slot]).map_err(|e| self.failed(e))?;
+        change.execute("UPDATE instance SET last_slot = ?1", [slot]).map_err(|e| self.failed(e))?;
         let record = SessionRecord::new(new.clone(), slot, slots.first_id + slot * IDS_PER_SESSION);
         change
             .execute(
@@ -164,6 +164,17 @@ impl State {
             .map_err(|e| self.failed(e))?;
         change.commit().map_err(|e| self.failed(e))?;
         Ok(record)
+    }
+
+    /// The network that sessions' addresses are from, as the last supervisor chose it.
+    pub fn pool(&self) -> Result<Option<String>, StateError> {
+        let pool = self.connection().query_row("SELECT pool FROM instance", [], |row| row.get(0));
+        pool.map_err(|e| self.failed(e))
+    }
+
+    /// Records that network, for the next supervisor.
+    pub fn set_pool(&self, pool: &str) -> Result<(), StateError> {
+        self.execute("UPDATE instance SET pool = ?1", [pool])
     }
 
     /// Records the address of the session's network, before there is one.
@@ -312,6 +323,8 @@ mod tests {
     #[test]
     fn what_is_written_is_read_again() {
         let (directory, state) = open();
+        assert_eq!(state.pool().unwrap(), None);
+        state.set_pool("10.0.0.0/8").unwrap();
         let record = state.insert_session(&new(1, "ada"), slots(10)).unwrap();
         let deadline = UNIX_EPOCH + Duration::from_millis(1_234_567);
         state.set_container(&record.id, 42, 99).unwrap();
@@ -335,6 +348,7 @@ mod tests {
             ..record.clone()
         };
         assert_eq!(state.sessions().unwrap(), [expected]);
+        assert_eq!(state.pool().unwrap().as_deref(), Some("10.0.0.0/8"));
         assert_eq!(state.connections().unwrap(), [connection]);
         assert_eq!(state.images_in_use().unwrap(), ["sha256:00"]);
         assert_eq!(state.check().unwrap(), None);

@@ -3,10 +3,11 @@
 use std::{
     fs::{self, File},
     io::{self, Read, Write},
-    net::{Ipv4Addr, SocketAddr},
+    net::SocketAddr,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Arc, RwLock},
+    time::Duration,
 };
 
 use nix::fcntl::{Flock, FlockArg};
@@ -25,22 +26,25 @@ use crate::{
     audit::Audit,
     cgroup::{CgroupError, Cgroups},
     config::{
-        self, Config, Paths,
+        Config, Paths,
         host_keys::{self, HostKeyError},
     },
     errors::chain,
     image::{ImageError, Store},
     network::{
-        self, Egress, Lease, Network, NetworkError, Subnet,
+        self, Lease, Network, NetworkError, Subnet,
         dns::{Forwarder, Upstreams},
     },
     runtime::{RuntimeError, Spawner},
-    session::{Context, RLIMITS, Sessions, state::Reason},
+    session::{self, Context, RLIMITS, Sessions, state::Reason},
     state::{SessionRecord, State, StateError},
 };
 
 /// The user that connection processes run as where there is no system user `podspawn`: nobody.
 const NOBODY: u32 = 65_534;
+
+/// How long to wait before the network's rules are looked at again after that has failed.
+const RULES_BACK_OFF: Duration = Duration::from_secs(1);
 
 /// Why the server cannot be started.
 #[derive(Debug, thiserror::Error)]
@@ -97,6 +101,7 @@ pub(super) async fn start(config: Config) -> Result<(), StartError> {
     ceilings::raise(&RLIMITS);
     let context = open_leaves(&config)?;
     let forwarder = Forwarder::bind(context.network.gateway(), context.network.pool())?;
+    let watch = context.network.watch()?;
     let upstreams = Upstreams::new(&config.network.dns);
     let supervisor = Arc::new(Supervisor {
         config: RwLock::new(Arc::new(config)),
@@ -131,6 +136,7 @@ pub(super) async fn start(config: Config) -> Result<(), StartError> {
         let never = forwarder.serve(upstreams).await;
         match never {}
     });
+    tasks.spawn(keep_rules(supervisor.clone(), watch));
     tasks.spawn({
         let supervisor = supervisor.clone();
         async move { supervisor.pool.refill().await }
@@ -173,26 +179,38 @@ pub(super) async fn start(config: Config) -> Result<(), StartError> {
     Ok(())
 }
 
+/// Makes the network's rules anew whenever other software has removed them.
+async fn keep_rules(supervisor: Arc<Supervisor>, watch: network::Watch) {
+    loop {
+        if let Err(error) = watch.removal().await {
+            tracing::error!("changes of nftables are not heard: {error}");
+            tokio::time::sleep(RULES_BACK_OFF).await;
+        }
+        let supervisor = supervisor.clone();
+        let checked = tokio::task::spawn_blocking(move || supervisor.sessions.context().network.check()).await;
+        if let Ok(Err(error)) = checked {
+            tracing::error!("sessions may be without network rules: {}", chain(error));
+            tokio::time::sleep(RULES_BACK_OFF).await;
+        }
+    }
+}
+
 /// Opens what owns kernel objects and files. Sessions that an earlier supervisor left keep their network.
 fn open_leaves(config: &Config) -> Result<Context, StartError> {
     let paths = &config.paths;
     let state = State::open(&paths.db)?;
     let store = Store::open(&paths.state_dir.join("images"), (&config.images).into())?;
     let cgroups = Cgroups::open(&config.instance)?;
-    let subnet = |&(address, prefix): &(Ipv4Addr, u8)| Subnet::new(address, prefix);
     let settings = network::Settings {
         tag: config.instance.clone(),
-        pool: config.network.pool.as_ref().and_then(subnet),
-        egress: match &config.network.egress {
-            config::Egress::Public => Egress::Public,
-            config::Egress::None => Egress::None,
-            config::Egress::Open => Egress::Open,
-            config::Egress::Only(networks) => Egress::Only(networks.iter().filter_map(subnet).collect()),
-        },
+        pool: config.network.pool.and_then(|(address, prefix)| Subnet::new(address, prefix)),
+        former_pool: state.pool()?.and_then(|pool| pool.parse().ok()),
+        egress: session::egress(config),
     };
     let live = |record: SessionRecord| Some(Lease { session: record.id, address: record.address? });
     let live: Vec<_> = state.sessions()?.into_iter().filter_map(live).collect();
     let network = Network::open(&settings, &live)?;
+    state.set_pool(&network.pool().to_string())?;
     let spawner = Spawner::start(&paths.run_dir.join("spawner"), &config.instance)?;
     let boot_id = Path::new("/proc/sys/kernel/random/boot_id");
     let boot_id = fs::read_to_string(boot_id).map_err(|error| StartError::Read(boot_id.to_owned(), error))?;

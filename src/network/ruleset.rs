@@ -1,0 +1,233 @@
+//! The instance's nftables table: what is in it, and that it stays.
+//!
+//! Invariant: the number of rules does not depend on the number of sessions. All that a session adds is one element of
+//! the set `leases`, so that a packet's way through the table costs the same with one session and with a thousand.
+//!
+//! Other software may remove the table at any time (`nft flush ruleset` is how many firewall scripts begin), and then
+//! nothing keeps sessions from the host and from each other. So a [`Ruleset`] remembers what it has made, and makes it
+//! anew when it is told to look and finds something else.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use super::{
+    Egress, Lease, NetworkError,
+    nft::{COMMENT, Nft},
+    subnet::Subnet,
+};
+use crate::names::{InstanceTag, SessionId};
+
+/// Never reachable, whatever the administrator allows: this host, link-local with the cloud's metadata service,
+/// multicast, reserved and broadcast. (RFC 6890)
+const NEVER: &str = "0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/3";
+/// Not public: RFC 1918, shared address space (RFC 6598), protocol assignments (RFC 6890), benchmarks (RFC 2544), 6to4
+/// relays (RFC 7526), and the host agent of Azure, which has a public address.
+const PRIVATE: &str = "10.0.0.0/8, 100.64.0.0/10, 172.16.0.0/12, 192.0.0.0/24, 192.88.99.0/24, 192.168.0.0/16, \
+                       198.18.0.0/15, 168.63.129.16/32";
+/// The table in the kernel, as it should be.
+pub(super) struct Ruleset {
+    nft: Nft,
+    policy: Policy,
+    leases: BTreeMap<SessionId, Lease>,
+    made: Made,
+    /// The table was removed for good.
+    closed: bool,
+}
+
+/// By what a table is known to be the one that we made.
+#[derive(PartialEq, Eq)]
+struct Made {
+    handle: u64,
+    rules: usize,
+}
+
+impl Ruleset {
+    /// Makes the table, with the leases in `live`, or replaces it in one transaction.
+    pub(super) fn make(mut nft: Nft, policy: Policy, live: &[Lease]) -> Result<Self, NetworkError> {
+        let leases = live.iter().map(|lease| (lease.session.clone(), lease.clone())).collect();
+        let made = install(&mut nft, &policy, &leases)?;
+        Ok(Self { nft, policy, leases, made, closed: false })
+    }
+
+    /// Takes it down again, keeping the socket.
+    pub(super) fn unmake(mut self) -> Result<Nft, NetworkError> {
+        self.nft.remove_table()?;
+        Ok(self.nft)
+    }
+
+    /// Lets a session's packets pass; already there is fine.
+    pub(super) fn add(&mut self, lease: &Lease) -> Result<(), NetworkError> {
+        self.leases.insert(lease.session.clone(), lease.clone());
+        let added = self.nft.add(lease).and_then(|added| if added { Ok(()) } else { self.restore() });
+        if added.is_err() {
+            self.leases.remove(&lease.session);
+        }
+        added
+    }
+
+    /// Drops a session's packets from now on; already gone, with or without the table, is fine.
+    pub(super) fn remove(&mut self, lease: &Lease) -> Result<(), NetworkError> {
+        self.leases.remove(&lease.session);
+        self.nft.remove(lease)
+    }
+
+    /// Changes where sessions may connect to, those that are there included. Does nothing if that is so already.
+    pub(super) fn set_egress(&mut self, egress: &Egress) -> Result<(), NetworkError> {
+        if self.policy.egress == *egress {
+            return Ok(());
+        }
+        let former = std::mem::replace(&mut self.policy.egress, egress.clone());
+        install(&mut self.nft, &self.policy, &self.leases).map(|made| self.made = made).inspect_err(|_| {
+            self.policy.egress = former;
+        })
+    }
+
+    /// Looks whether the table is still as it was made, and makes it anew otherwise.
+    pub(super) fn check(&mut self) -> Result<(), NetworkError> {
+        let there = find(&mut self.nft, &self.policy.tag)?;
+        if self.closed || there.as_ref() == Some(&self.made) { Ok(()) } else { self.restore() }
+    }
+
+    fn restore(&mut self) -> Result<(), NetworkError> {
+        tracing::warn!(
+            sessions = self.leases.len(),
+            "somebody has changed or removed the nft table {}; making it anew",
+            self.policy.tag.object_name()
+        );
+        self.made = install(&mut self.nft, &self.policy, &self.leases)?;
+        Ok(())
+    }
+
+    /// Removes the table for good.
+    pub(super) fn close(&mut self) -> Result<(), NetworkError> {
+        self.closed = true;
+        self.nft.remove_table()
+    }
+}
+
+fn install(nft: &mut Nft, policy: &Policy, leases: &BTreeMap<SessionId, Lease>) -> Result<Made, NetworkError> {
+    Nft::install(&policy.script(leases.values()))?;
+    // Removed in this moment: 0 is no table's handle, so the next look finds a difference.
+    Ok(find(nft, &policy.tag)?.unwrap_or(Made { handle: 0, rules: 0 }))
+}
+
+fn find(nft: &mut Nft, tag: &InstanceTag) -> Result<Option<Made>, NetworkError> {
+    let name = tag.object_name();
+    let Some(table) = nft.tables()?.into_iter().find(|table| table.name == name) else { return Ok(None) };
+    Ok(Some(Made { handle: table.handle, rules: nft.rules()? }))
+}
+
+/// What the table is made from.
+pub(super) struct Policy {
+    pub(super) tag: InstanceTag,
+    pub(super) pool: Subnet,
+    pub(super) gateway: Ipv4Addr,
+    pub(super) egress: Egress,
+}
+
+impl Policy {
+    /// The whole table as one transaction, with `live` in its set: whatever was there before is replaced, and at no
+    /// moment is a live session without rules.
+    fn script<'a>(&self, live: impl Iterator<Item = &'a Lease>) -> String {
+        let Self { tag, pool, gateway, egress } = self;
+        let table = tag.object_name();
+        let ours = format!("\"ps{}*\"", tag.as_str());
+        let leases = elements(live.map(|l| format!("\"{}\" . {}", tag.veth_name(&l.session), l.address)));
+        let blocked = match egress {
+            Egress::Public => format!("{NEVER}, {PRIVATE}"),
+            Egress::None | Egress::Open | Egress::Only(_) => NEVER.to_owned(),
+        };
+        let allowed = match egress {
+            Egress::Only(networks) => elements(networks.iter().map(ToString::to_string)),
+            Egress::Public | Egress::None | Egress::Open => String::new(),
+        };
+        let verdict = match egress {
+            Egress::Public | Egress::Open => "accept",
+            Egress::Only(_) => "ip daddr @allowed accept\n    goto refuse",
+            Egress::None => "goto refuse",
+        };
+        // A name lookup carries data to whoever owns the name, so "none" has no names either.
+        let dns = match egress {
+            Egress::None => String::new(),
+            _ => format!("ip daddr {gateway} meta l4proto {{ tcp, udp }} th dport 53 accept"),
+        };
+        // What is refused is answered, so that a program that tries fails at once instead of after minutes (TCP by a
+        // reset, since the kernel sends few ICMP errors a second); what is forged is dropped. `from_session` runs
+        // before connection tracking and before anybody's DNAT, so that the ports that other software publishes on the
+        // host's addresses are as closed as the host's own. Connection tracking therefore does not know the refusals
+        // that it sends, and `output` lets them pass by their look.
+        format!(
+            r#"table inet {table} {{ }}
+delete table inet {table}
+table inet {table} {{
+  comment "{COMMENT}{pool}"
+  set leases {{
+    typeof iifname . ip saddr
+{leases}  }}
+  set blocked {{
+    type ipv4_addr
+    flags interval
+    elements = {{ {blocked} }}
+  }}
+  set allowed {{
+    type ipv4_addr
+    flags interval
+    auto-merge
+{allowed}  }}
+  chain refuse {{
+    meta l4proto tcp reject with tcp reset
+    reject with icmpx admin-prohibited
+  }}
+  chain host {{
+    {dns}
+    goto refuse
+  }}
+  chain from_session {{
+    meta nfproto != ipv4 drop
+    iifname . ip saddr != @leases drop
+    fib daddr type {{ local, broadcast, anycast, multicast }} goto host
+  }}
+  chain to_session {{
+    meta nfproto != ipv4 drop
+    ct state established,related accept
+    drop
+  }}
+  chain egress {{
+    ct state invalid drop
+    ip daddr @blocked goto refuse
+    {verdict}
+  }}
+  chain prerouting {{
+    type filter hook prerouting priority raw; policy accept;
+    iifname {ours} goto from_session
+  }}
+  chain input {{
+    type filter hook input priority filter - 5; policy accept;
+    iifname {ours} goto host
+  }}
+  chain forward {{
+    type filter hook forward priority filter - 5; policy accept;
+    iifname {ours} oifname {ours} goto refuse
+    oifname {ours} goto to_session
+    iifname {ours} goto egress
+  }}
+  chain output {{
+    type filter hook output priority filter - 5; policy accept;
+    oifname {ours} tcp flags rst accept
+    oifname {ours} icmp type destination-unreachable accept
+    oifname {ours} goto to_session
+  }}
+  chain postrouting {{
+    type nat hook postrouting priority srcnat; policy accept;
+    iifname {ours} oifname != {ours} masquerade
+  }}
+}}
+"#
+        )
+    }
+}
+
+/// An `elements` line, or nothing where there are none.
+fn elements(items: impl Iterator<Item = String>) -> String {
+    let list: Vec<_> = items.collect();
+    if list.is_empty() { String::new() } else { format!("    elements = {{ {} }}\n", list.join(", ")) }
+}
