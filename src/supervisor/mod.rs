@@ -24,7 +24,6 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -68,7 +67,6 @@ struct Supervisor {
 /// # Errors
 /// [`StartError`]: the server could not be started, and nothing of it is left.
 pub fn run(config: Config) -> Result<(), StartError> {
-    raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
@@ -78,19 +76,6 @@ pub fn run(config: Config) -> Result<(), StartError> {
     // A blocking task may still wait for a registry; it must not keep the process from ending.
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
-}
-
-/// Each session and each connection costs a few descriptors, and what we may have bounds what containers may have; the usual
-/// soft limit of 1,024 is for programs that use select(2).
-fn raise_file_limit() {
-    const WANTED: u64 = 1 << 20;
-    let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
-    // Beyond fs.nr_open, or as a root without CAP_SYS_RESOURCE, what is there has to do.
-    if setrlimit(Resource::RLIMIT_NOFILE, WANTED.max(hard), WANTED.max(hard)).is_err()
-        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
-    {
-        tracing::warn!("cannot raise the limit of open files to {hard}: {error}");
-    }
 }
 
 impl Supervisor {
