@@ -14,5 +14,15 @@ pub fn chain(error: impl std::error::Error) -> String {
         }
         next = error.source();
     }
-    text.replace(['\n', '\r'], " ")
+    printable(&text)
+}
+
+/// One line that does nothing to a terminal: what is in an error may come from anywhere.
+pub fn printable(text: &str) -> String {
+    let shown = |c: char| match c {
+        '\n' | '\r' | '\t' => " ".to_owned(),
+        c if c.is_control() => c.escape_default().to_string(),
+        c => c.to_string(),
+    };
+    text.chars().map(shown).collect()
 }

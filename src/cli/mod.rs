@@ -20,6 +20,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::{
     api::client::Client,
     config::{Config, Options},
+    errors::printable,
     log,
 };
 
@@ -176,7 +177,7 @@ fn one_line(error: &anyhow::Error) -> String {
             text.push_str(&cause);
         }
     }
-    text.replace(['\n', '\r'], " ")
+    printable(&text)
 }
 
 #[cfg(test)]
