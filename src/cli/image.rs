@@ -2,9 +2,10 @@
 
 use std::{
     collections::HashSet,
-    fs::File,
-    io::{self, BufWriter, Read, Write},
-    path::PathBuf,
+    fs::{self, File},
+    io::{self, BufWriter, IsTerminal, Read, Write},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
     time::SystemTime,
 };
 
@@ -12,9 +13,10 @@ use anyhow::{Context as _, bail};
 use clap::Subcommand;
 use serde_json::{Value, json};
 
-use super::{Session, pull, table};
+use super::{Session, interrupt::interruptible, pull, table};
 use crate::{
-    image::{Digest, Image, ImportOptions, Reference, Store},
+    errors::chain,
+    image::{Image, ImportOptions, InUse, Reference, Store},
     state::State,
 };
 
@@ -72,14 +74,14 @@ impl ImageCommand {
             Self::Inspect { reference } => inspect(&store, reference),
             Self::Rm { references } => {
                 for reference in references {
-                    store.remove(&reference.parse()?, &in_use(session)?)?;
+                    store.remove(&reference.parse()?, || in_use(session))?;
                 }
                 Ok(())
             }
             Self::Prune => {
-                let removed = store.prune(&in_use(session)?)?;
+                let pruned = store.prune(|| in_use(session))?;
                 if !session.quiet {
-                    writeln!(io::stderr(), "{} layers removed", removed.len())?;
+                    writeln!(io::stderr(), "{} layers removed, {}", pruned.layers, size(pruned.bytes))?;
                 }
                 Ok(())
             }
@@ -91,25 +93,44 @@ impl ImageCommand {
                 }
                 let reference: Reference = reference.parse()?;
                 let options = ImportOptions { command: cmd.clone(), env: env.clone() };
-                let stream: Box<dyn Read> = if file.as_os_str() == "-" {
-                    Box::new(io::stdin())
+                let (stream, name): (Box<dyn Read>, _) = if file.as_os_str() == "-" {
+                    (Box::new(io::stdin()), "standard input".to_owned())
                 } else {
-                    Box::new(File::open(file).with_context(|| format!("cannot open {}", file.display()))?)
+                    let name = file.display().to_string();
+                    (Box::new(File::open(file).with_context(|| format!("cannot open {name}"))?), name)
                 };
-                let image = store.import(stream, &reference, &options)?;
+                let image = interruptible(&store, || store.import(stream, &name, &reference, &options))?;
                 writeln!(io::stdout(), "{}", image.id)?;
                 Ok(())
             }
             Self::Export { reference, file } => {
                 let image = find(&store, reference)?;
                 if file.as_os_str() == "-" {
+                    if io::stdout().is_terminal() {
+                        bail!("a tar on a terminal helps nobody; redirect it");
+                    }
                     return Ok(store.export(&image, BufWriter::new(io::stdout().lock()))?);
                 }
-                let to = File::create(file).with_context(|| format!("cannot create {}", file.display()))?;
-                Ok(store.export(&image, BufWriter::new(to))?)
+                export_to(&store, &image, file)
             }
         }
     }
+}
+
+/// Writes a file that is there completely or not at all. What is no file, such as a pipe, is written to.
+fn export_to(store: &Store, image: &Image, file: &Path) -> anyhow::Result<()> {
+    let failed = || format!("cannot write {}", file.display());
+    if fs::metadata(file).is_ok_and(|meta| !meta.is_file()) {
+        let to = File::options().write(true).open(file).with_context(failed)?;
+        return Ok(store.export(image, BufWriter::new(to))?);
+    }
+    let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let usual = fs::Permissions::from_mode(0o666);
+    let to =
+        tempfile::Builder::new().prefix(".export-").permissions(usual).tempfile_in(directory).with_context(failed)?;
+    store.export(image, BufWriter::new(to.as_file()))?;
+    to.persist(file).with_context(failed)?;
+    Ok(())
 }
 
 fn find(store: &Store, reference: &str) -> anyhow::Result<Image> {
@@ -119,16 +140,19 @@ fn find(store: &Store, reference: &str) -> anyhow::Result<Image> {
 }
 
 /// The images of sessions, also of those that a stopped server has left.
-fn in_use(session: &Session<'_>) -> anyhow::Result<HashSet<Digest>> {
+fn in_use(session: &Session<'_>) -> InUse {
     if !session.config.paths.db.exists() {
         return Ok(HashSet::new());
     }
     let used = State::open(&session.config.paths.db)?.images_in_use()?;
-    used.iter().map(|digest| digest.parse().context("the database is damaged")).collect()
+    Ok(used.iter().map(|digest| digest.parse()).collect::<Result<_, _>>()?)
 }
 
 fn list(store: &Store, json: bool) -> anyhow::Result<()> {
-    let images = store.list()?;
+    let (images, damaged) = store.list()?;
+    for error in damaged {
+        writeln!(io::stderr(), "podspawn: {}", chain(error))?;
+    }
     if json {
         let all: Vec<Value> = images.iter().map(described).collect();
         writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&all)?)?;
@@ -165,7 +189,7 @@ fn inspect(store: &Store, reference: &str) -> anyhow::Result<()> {
                 "name": name,
                 "entries": contents.entries,
                 "bytes": contents.bytes,
-                "skipped_devices": contents.skipped_devices,
+                "skipped_devices": contents.skipped_devices.iter().map(|path| path.to_string_lossy()).collect::<Vec<_>>(),
             })
         })
         .collect();

@@ -3,6 +3,7 @@
 mod check;
 mod doctor;
 mod image;
+mod interrupt;
 mod pull;
 mod sessions;
 mod table;

@@ -3,13 +3,13 @@
 use std::{
     collections::HashMap,
     io::{IsTerminal, Write},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use clap::Args;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use super::Session;
+use super::{Session, interrupt::interruptible};
 use crate::image::{Digest, Progress, Reference, Store};
 
 #[derive(Debug, Args)]
@@ -25,16 +25,20 @@ impl PullArgs {
         let reference: Reference = self.reference.parse()?;
         let store = open(session)?;
         let progress = Shown::new(session.quiet);
-        let image = store.pull(&reference, &progress)?;
-        progress.clear();
+        let image = interruptible(&store, || {
+            let image = store.pull(&reference, &progress);
+            progress.clear();
+            image
+        })?;
         writeln!(std::io::stdout(), "{}", image.id)?;
         Ok(())
     }
 }
 
 /// Opens the store of the configuration.
-pub(super) fn open(session: &Session<'_>) -> anyhow::Result<Store> {
-    Ok(Store::open(&session.config.paths.state_dir.join("images"), (&session.config.images).into())?)
+pub(super) fn open(session: &Session<'_>) -> anyhow::Result<Arc<Store>> {
+    let store = Store::open(&session.config.paths.state_dir.join("images"), (&session.config.images).into())?;
+    Ok(Arc::new(store))
 }
 
 /// Bars on a terminal, lines elsewhere, nothing when quiet.

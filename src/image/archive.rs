@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io::{self, Read, Seek, SeekFrom},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
@@ -13,12 +14,16 @@ use serde_json::json;
 use super::{
     Digest, ImageError,
     digest::Hashing,
-    manifest::{Source, invalid},
+    layer::reader::{Kind, TarReader},
+    manifest::{Blob, Document, Source, invalid},
 };
 
 /// Files of an archive, and links in a row from one to another.
 const MAX_FILES: usize = 65_536;
 const MAX_LINKS: usize = 8;
+
+/// The longest name of a file that is looked for.
+const MAX_NAME: usize = 256;
 
 /// Documents that are read whole.
 const MAX_DOCUMENT: u64 = 8 << 20;
@@ -42,24 +47,41 @@ enum Place {
     Link(String),
 }
 
+/// Opens a file for reading, and nothing else that may be there.
+fn open(path: &Path) -> io::Result<(File, u64)> {
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    let meta = file.metadata()?;
+    if meta.is_file() { Ok((file, meta.len())) } else { Err(io::Error::other("it is not a file")) }
+}
+
 impl Files {
     fn tar(path: &Path) -> Result<Self, ImageError> {
         let failed = |error| ImageError::Source(path.display().to_string(), error);
-        let mut archive = tar::Archive::new(File::open(path).map_err(failed)?);
+        let (mut file, _) = open(path).map_err(failed)?;
+        let mut start = [0; 4];
+        let compressed = file.read_exact(&mut start).is_ok()
+            && matches!(start, [0x1f, 0x8b, ..] | [0x28, 0xb5, 0x2f, 0xfd] | [0xfd, b'7', b'z', b'X']);
+        if compressed {
+            return Err(failed(io::Error::other("it is compressed; decompress it first")));
+        }
+        file.rewind().map_err(failed)?;
+        let mut tar = TarReader::new(file);
         let mut index = BTreeMap::new();
-        for entry in archive.entries_with_seek().map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            let name = entry.path().map_err(failed)?.to_string_lossy().trim_start_matches("./").to_owned();
-            let place = match entry.header().entry_type() {
-                tar::EntryType::Regular => Place::At { offset: entry.raw_file_position(), size: entry.size() },
+        while let Some(entry) = tar.next_entry().map_err(|error| failed(io::Error::other(error)))? {
+            let place = match entry.kind {
+                Kind::File if entry.pieces.is_none() => {
+                    let offset = tar.stream_mut().stream_position().map_err(failed)?;
+                    Place::At { offset, size: entry.size }
+                }
                 // Older dockers link a layer that is there twice.
-                tar::EntryType::Symlink | tar::EntryType::Link => {
-                    let target = entry.link_name().map_err(failed)?.unwrap_or_default();
-                    Place::Link(target.to_string_lossy().trim_start_matches("../").to_owned())
+                Kind::Symlink | Kind::HardLink => {
+                    Place::Link(plain_name(&entry.link).trim_start_matches("../").to_owned())
                 }
                 _ => continue,
             };
-            index.insert(name, place);
+            if entry.path.len() <= MAX_NAME && entry.link.len() <= MAX_NAME {
+                index.insert(plain_name(&entry.path), place);
+            }
             if index.len() > MAX_FILES {
                 return Err(failed(io::Error::other("more files than an image archive can have")));
             }
@@ -70,8 +92,8 @@ impl Files {
     fn open(&self, name: &str) -> io::Result<(Box<dyn Read + Send>, u64)> {
         match self {
             Self::Directory(path) => {
-                let file = File::open(path.join(name))?;
-                let size = file.metadata()?.len();
+                let named = |error: io::Error| io::Error::new(error.kind(), format!("{name}: {error}"));
+                let (file, size) = open(&path.join(name)).map_err(named)?;
                 Ok((Box::new(file), size))
             }
             Self::Tar { path, index } => {
@@ -81,7 +103,7 @@ impl Files {
                         None => break,
                         Some(Place::Link(target)) => name = target,
                         Some(Place::At { offset, size }) => {
-                            let mut file = File::open(path)?;
+                            let (mut file, _) = open(path)?;
                             file.seek(SeekFrom::Start(*offset))?;
                             return Ok((Box::new(file.take(*size)), *size));
                         }
@@ -101,6 +123,10 @@ impl Files {
         stream.take(MAX_DOCUMENT).read_to_end(&mut bytes)?;
         Ok(bytes)
     }
+}
+
+fn plain_name(name: &[u8]) -> String {
+    String::from_utf8_lossy(name).trim_start_matches("./").to_owned()
 }
 
 impl Layout {
@@ -126,28 +152,41 @@ impl Source for Layout {
         self.name.clone()
     }
 
-    fn top(&self) -> Result<Vec<u8>, ImageError> {
+    fn top(&self) -> Result<Document, ImageError> {
         const NAME: &str = "org.opencontainers.image.ref.name";
+        let document = |bytes| Document { media_type: None, bytes };
         let bytes = self.files.read("index.json").map_err(self.failed())?;
-        let Some(tag) = &self.tag else { return Ok(bytes) };
-        // A tag chooses one of the index's manifests.
-        let mut index: serde_json::Value =
-            serde_json::from_slice(&bytes).map_err(|error| invalid(self, "the index", error.to_string()))?;
-        if let Some(manifests) = index["manifests"].as_array_mut() {
-            manifests.retain(|manifest| manifest["annotations"][NAME] == tag.as_str());
-            if manifests.is_empty() {
-                return Err(ImageError::NotFound(format!("{}:{tag}", self.name)));
+        let damaged = |error: serde_json::Error| invalid(self, "the index", error.to_string());
+        let mut index: serde_json::Value = serde_json::from_slice(&bytes).map_err(damaged)?;
+        let Some(manifests) = index["manifests"].as_array_mut() else { return Ok(document(bytes)) };
+        let tags = manifests.iter().filter_map(|manifest| manifest["annotations"][NAME].as_str());
+        let tags = tags.map(str::to_owned).collect::<Vec<_>>().join(", ");
+        match &self.tag {
+            // A tag chooses one of the index's manifests.
+            Some(tag) => {
+                manifests.retain(|manifest| manifest["annotations"][NAME] == tag.as_str());
+                if manifests.is_empty() {
+                    return Err(ImageError::NotFound(format!("{}:{tag} (there is: {tags})", self.name)));
+                }
             }
+            // Of several images without a platform one has to be named.
+            None if manifests.len() > 1 && manifests.iter().all(|manifest| manifest["platform"].is_null()) => {
+                let why = format!("{} images in it; name one: {tags}", manifests.len());
+                return Err(invalid(self, "the index", why));
+            }
+            None => {}
         }
-        Ok(index.to_string().into_bytes())
+        Ok(document(index.to_string().into_bytes()))
     }
 
-    fn manifest(&self, digest: &Digest) -> Result<Vec<u8>, ImageError> {
-        self.files.read(&blob_name(digest)).map_err(self.failed())
+    fn manifest(&self, digest: &Digest) -> Result<Document, ImageError> {
+        let bytes = self.files.read(&blob_name(digest)).map_err(self.failed())?;
+        Ok(Document { media_type: None, bytes })
     }
 
-    fn blob(&self, digest: &Digest, _size: u64) -> Result<Box<dyn Read + Send + '_>, ImageError> {
-        self.files.open(&blob_name(digest)).map(|(stream, _)| stream as _).map_err(self.failed())
+    fn blob(&self, digest: &Digest, _size: u64, _from: usize) -> Result<Blob<'_>, ImageError> {
+        let (stream, _) = self.files.open(&blob_name(digest)).map_err(self.failed())?;
+        Ok(Blob { place: 0, stream })
     }
 }
 
@@ -199,7 +238,7 @@ impl DockerArchive {
 
     fn add(&mut self, file: &str) -> Result<(Digest, u64), ImageError> {
         let (stream, _) = self.files.open(file).map_err(self.failed())?;
-        let mut hashing = Hashing::new(stream, u64::MAX);
+        let mut hashing = Hashing::new(stream);
         io::copy(&mut hashing, &mut io::sink()).map_err(self.failed())?;
         let (digest, size) = hashing.finish();
         self.blobs.insert(digest.clone(), file.to_owned());
@@ -216,16 +255,17 @@ impl Source for DockerArchive {
         self.name.clone()
     }
 
-    fn top(&self) -> Result<Vec<u8>, ImageError> {
-        Ok(self.manifest.clone())
+    fn top(&self) -> Result<Document, ImageError> {
+        Ok(Document { media_type: None, bytes: self.manifest.clone() })
     }
 
-    fn manifest(&self, digest: &Digest) -> Result<Vec<u8>, ImageError> {
+    fn manifest(&self, digest: &Digest) -> Result<Document, ImageError> {
         Err(ImageError::NotFound(format!("manifest {digest} in {}", self.name)))
     }
 
-    fn blob(&self, digest: &Digest, _size: u64) -> Result<Box<dyn Read + Send + '_>, ImageError> {
+    fn blob(&self, digest: &Digest, _size: u64, _from: usize) -> Result<Blob<'_>, ImageError> {
         let file = self.blobs.get(digest).ok_or_else(|| ImageError::NotFound(format!("{digest} in {}", self.name)))?;
-        self.files.open(file).map(|(stream, _)| stream as _).map_err(self.failed())
+        let (stream, _) = self.files.open(file).map_err(self.failed())?;
+        Ok(Blob { place: 0, stream })
     }
 }

@@ -1,138 +1,170 @@
 //! Stacking layers that were unpacked each on its own.
 //!
-//! A layer's archive may have `usr/bin/tool` without saying anything of `usr` and `usr/bin`. Unpacked on top of the layers
-//! below, these would keep the owner and mode that they have there. Unpacked alone they have to be made up, and in an
-//! overlay the uppermost directory's attributes count. So where they differ, one more layer with nothing but those
-//! directories, as they should be, is put right above.
+//! Applied one on top of the other, as their makers meant them to be, the layers would come out in some ways different
+//! from what overlayfs makes of them. What differs is put right by small layers of our own: those of [`super::repair`], and
+//! as the uppermost of all one with directories. For a directory that an archive does not describe keeps the owner, mode
+//! and time that it has below; in an overlay those of the uppermost layer count.
 
-use std::{
-    fs::{self, Metadata},
-    io,
-    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown},
-    path::{Path, PathBuf},
+use std::{collections::BTreeSet, io, path::Path};
+
+use super::{
+    Contents, Digest, ImageError, LayerError, Store,
+    layer::{EntryPath, TreeError, tree::Tree},
+    repair::{Failed, Repair, Times, at, set},
+    store::Layer,
+    view::{Attributes, LayerFiles, Shown, View, Walk},
 };
 
-use nix::sys::{stat::UtimensatFlags, time::TimeSpec};
+/// As many as fit into the mount options with our names.
+const MAX_LAYERS: usize = 128;
 
-use super::{Contents, Digest, ImageError, Store, store::layer_name};
-use crate::sys::remove_tree::remove_tree;
-
-/// Owner and mode of a directory that nobody has described.
-const MADE_UP: (u32, u32, u32) = (0, 0, 0o755);
-
-/// The directories to stack for these layers (lowest first), uppermost first; `None` if one is not there.
-pub(super) fn lowerdirs(store: &Store, diff_ids: &[Digest]) -> Result<Option<Vec<String>>, ImageError> {
-    let mut below: Vec<(String, Contents)> = Vec::new();
-    let mut stack = Vec::new();
+/// What to stack for these layers (lowest first), uppermost first. `image` is for messages.
+pub(super) fn stack(store: &Store, image: &str, layers: Vec<Layer>) -> Result<Vec<Layer>, ImageError> {
+    let mut stack: Vec<Layer> = Vec::new();
     let mut chain = String::new();
-    for diff_id in diff_ids {
-        let name = layer_name(diff_id);
-        if !store.has_layer(&name) {
-            return Ok(None);
+    for layer in layers {
+        chain = Digest::of(format!("{chain} {}", layer.diff_id).as_bytes()).to_string();
+        // For the root of a layer overlayfs knows no mark that hides what is below.
+        if layer.contents.opaque {
+            stack.clear();
         }
-        chain = Digest::of(format!("{chain} {diff_id}").as_bytes()).hex().to_owned();
-        below.push((name.clone(), store.read_contents(&name)?));
-        stack.push(name);
-        stack.extend(correction(store, &below, &chain)?);
+        let repairs = repair(store, &stack, &layer, &chain)?;
+        stack.insert(0, layer);
+        if let Some(repairs) = repairs {
+            stack.insert(0, repairs);
+        }
     }
-    stack.reverse();
-    Ok(Some(stack))
+    if let Some(directories) = directories(store, &stack, &chain)? {
+        stack.insert(0, directories);
+    }
+    if stack.len() > MAX_LAYERS {
+        let why = format!("{} layers, with those that put links and directories right; {MAX_LAYERS} fit", stack.len());
+        return Err(ImageError::Invalid { image: image.to_owned(), what: "the manifest", why });
+    }
+    Ok(stack)
 }
 
-/// The layer that puts the uppermost one's made-up directories right, made now if need be.
-fn correction(store: &Store, layers: &[(String, Contents)], chain: &str) -> Result<Option<String>, ImageError> {
-    let Some((_, (_, top))) = layers.split_last().map(|(top, below)| (below, top)) else { return Ok(None) };
-    let mut wrong = false;
-    let mut directories: Vec<(&Path, Metadata)> = Vec::new();
-    for path in &top.implied {
-        if let Some(meta) = described(store, layers, path)? {
-            wrong |= (meta.uid(), meta.gid(), meta.permissions().mode() & 0o7777) != MADE_UP;
-            directories.push((path, meta));
-        }
+fn view(store: &Store, stack: &[Layer]) -> Result<View, ImageError> {
+    let root = store.layers_root();
+    View::open(&root, stack.iter().map(|layer| &layer.lowerdir)).map_err(|error| ImageError::Store(root, error))
+}
+
+/// The layer to put above `layer`, so that its links lead to where they would lead if it was unpacked on top of `below`
+/// (uppermost first).
+fn repair(store: &Store, below: &[Layer], layer: &Layer, chain: &str) -> Result<Option<Layer>, ImageError> {
+    let refused = |(path, error): Failed| {
+        let source = match error {
+            TreeError::Io(error) => LayerError::Unpack(path, error),
+            TreeError::Hostile(why) => LayerError::Hostile { path, why },
+        };
+        ImageError::Layer { layer: format!("layer {}", layer.diff_id), source }
+    };
+    if below.is_empty() {
+        return match layer.contents.outer_links.first() {
+            Some((path, _)) => {
+                Err(refused((path.to_path_buf(), TreeError::Hostile("a hard link to a file that is not there"))))
+            }
+            None => Ok(None),
+        };
     }
-    if !wrong {
+    let root = store.layers_root();
+    let files = LayerFiles::open(&root.join(&layer.lowerdir)).map_err(|error| ImageError::Store(root, error))?;
+    let repair = Repair { below: view(store, below)?, layer: files, contents: &layer.contents };
+    let moves = repair.moves().map_err(refused)?;
+    if moves.is_empty() && layer.contents.outer_links.is_empty() {
         return Ok(None);
     }
-    let name = layer_name(
-        &format!("sha256:{}", Digest::of(format!("directories {chain}").as_bytes()).hex()).parse().map_err(
-            |error: super::digest::DigestError| ImageError::Damaged {
-                path: store.layers_root(),
-                what: error.to_string(),
-            },
-        )?,
-    );
-    if !store.has_layer(&name) {
-        let _turn = store.lock_layer(&name)?;
-        if !store.has_layer(&name) {
-            make(store, &name, layers, &directories)?;
-        }
-    }
-    Ok(Some(name))
+    made_layer(store, &format!("links {chain}"), |tree| repair.fill(tree, &moves), refused).map(Some)
 }
 
-/// What the uppermost layer that describes this directory says of it.
-fn described(store: &Store, layers: &[(String, Contents)], path: &Path) -> Result<Option<Metadata>, ImageError> {
-    for (name, contents) in layers.iter().rev() {
-        let full = store.layers_root().join(name).join(path);
-        match fs::symlink_metadata(&full) {
-            Ok(meta) if meta.is_dir() => {
-                if !contents.implied.iter().any(|implied| implied == path) {
-                    return Ok(Some(meta));
-                }
-            }
-            // A file, or a whiteout: what is further below does not show.
-            Ok(_) => return Ok(None),
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => {}
-            Err(error) => return Err(ImageError::Store(full, error)),
-        }
+/// The uppermost layer, with nothing but directories, if there are any that do not show as they should.
+fn directories(store: &Store, stack: &[Layer], chain: &str) -> Result<Option<Layer>, ImageError> {
+    // In the lowest layer nothing is below.
+    let Some((_, above)) = stack.split_last() else { return Ok(None) };
+    let implied = above.iter().flat_map(|layer| &layer.contents.implied).map(|path| &**path);
+    let candidates: BTreeSet<&Path> = implied.filter(|path| !path.as_os_str().is_empty()).collect();
+    if candidates.is_empty() {
+        return Ok(None);
     }
-    Ok(None)
-}
-
-fn make(
-    store: &Store,
-    name: &str,
-    layers: &[(String, Contents)],
-    directories: &[(&Path, Metadata)],
-) -> Result<(), ImageError> {
-    let root = store.temporary_path();
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        move |error: io::Error| ImageError::Store(path, error)
+    let view = view(store, stack)?;
+    let contents: Vec<&Contents> = stack.iter().map(|layer| &layer.contents).collect();
+    let failed = |(path, error): Failed| match error {
+        TreeError::Io(error) => ImageError::Store(path, error),
+        TreeError::Hostile(why) => ImageError::Store(path, io::Error::other(why)),
     };
-    fs::create_dir(&root).map_err(failed(&root))?;
-    let made = (|| {
-        // All the directories above them show too, so they need attributes as well.
-        let mut all: Vec<PathBuf> = vec![PathBuf::new()];
-        for (path, _) in directories {
-            all.extend(path.ancestors().filter(|part| !part.as_os_str().is_empty()).map(Path::to_owned));
+    let mut walk = Walk::new(&view);
+    let mut wrong = BTreeSet::new();
+    for path in candidates {
+        let Some(shown) = walk.find(path).map_err(at(path)).map_err(failed)?.filter(Shown::is_directory) else {
+            continue;
+        };
+        let top = view.layer(shown.layers[0]).attributes(path).map_err(at(path)).map_err(failed)?;
+        if described(&view, &contents, path, &shown).map_err(at(path)).map_err(failed)? != top {
+            // Those above it come to be in the layer, too.
+            wrong.extend(path.ancestors());
         }
-        all.sort();
-        all.dedup();
-        for path in &all {
-            let full = root.join(path);
+    }
+    if wrong.is_empty() {
+        return Ok(None);
+    }
+    let fill = |tree: &mut Tree| {
+        let mut times = Times::new();
+        let mut walk = Walk::new(&view);
+        for path in wrong {
+            let shown = walk.find(path).map_err(at(path))?.ok_or(io::ErrorKind::NotFound.into());
+            let shown = shown.map_err(at::<io::Error>(path))?;
+            let attributes = described(&view, &contents, path, &shown).map_err(at(path))?;
             if !path.as_os_str().is_empty() {
-                fs::DirBuilder::new().mode(0o755).create(&full).map_err(failed(&full))?;
+                tree.make_directory(path).map_err(at(path))?;
             }
+            set(tree, path, &attributes).map_err(at(path))?;
+            times.push((path.to_owned(), attributes.mtime));
         }
-        // From below, so that what is made in a directory does not change its time afterwards.
-        for path in all.iter().rev() {
-            if let Some(meta) = described(store, layers, path)? {
-                let full = root.join(path);
-                copy_attributes(&meta, &full).map_err(failed(&full))?;
-            }
-        }
-        let contents = Contents { entries: all.len() as u64, ..Contents::default() };
-        store.commit_layer(name, &root, &contents)
-    })();
-    // Gone already if it was committed.
-    remove_tree(&root).map_err(failed(&root))?;
-    made
+        Ok(times)
+    };
+    made_layer(store, &format!("directories {chain}"), fill, failed).map(Some)
 }
 
-fn copy_attributes(from: &Metadata, to: &Path) -> io::Result<()> {
-    chown(to, Some(from.uid()), Some(from.gid()))?;
-    fs::set_permissions(to, fs::Permissions::from_mode(from.permissions().mode() & 0o7777))?;
-    let time = TimeSpec::new(from.mtime(), from.mtime_nsec());
-    Ok(nix::sys::stat::utimensat(nix::fcntl::AT_FDCWD, to, &time, &time, UtimensatFlags::NoFollowSymlink)?)
+/// The layer that is called `what`, made by `fill` if it is not there.
+fn made_layer(
+    store: &Store,
+    what: &str,
+    fill: impl FnOnce(&mut Tree) -> Result<Times, Failed>,
+    failed: impl Fn(Failed) -> ImageError,
+) -> Result<Layer, ImageError> {
+    let id = Digest::of(what.as_bytes());
+    if let Some(layer) = store.layer(&id)? {
+        return Ok(layer);
+    }
+    let _turn = store.layer_turn(&id, || {})?;
+    if let Some(layer) = store.layer(&id)? {
+        return Ok(layer);
+    }
+    let scratch = store.new_scratch()?;
+    let root = scratch.layer_root()?;
+    let mut tree = Tree::open(&root).map_err(at(&root)).map_err(&failed)?;
+    let mut times = fill(&mut tree).map_err(&failed)?;
+    times.extend(tree.timeless().map(|path| (path.clone(), (0, 0))));
+    for (path, mtime) in &times {
+        tree.set_directory_times(path, *mtime).map_err(at(path)).map_err(&failed)?;
+    }
+    let implied = tree.implied().iter().cloned().map(EntryPath::from).collect();
+    store.publish_layer(&id, scratch, Contents { implied, ..Contents::default() })
+}
+
+/// The attributes that a directory should have: those of the uppermost layer with an entry for it. `contents` are those of
+/// the view's layers.
+pub(super) fn described(view: &View, contents: &[&Contents], path: &Path, shown: &Shown) -> io::Result<Attributes> {
+    let mut shown = shown.clone();
+    loop {
+        if let Some(layer) = shown.layers.iter().find(|layer| !contents[**layer].implies(path)) {
+            return view.layer(*layer).attributes(path);
+        }
+        // Where an opaque directory hides only what is in it, it is still the one from further below.
+        let lowest = shown.layers.last().copied().unwrap_or_default();
+        match view.find_below(lowest, path)?.filter(Shown::is_directory) {
+            Some(below) if view.layer(lowest).is_opaque(path)? => shown = below,
+            _ => return Ok(Attributes::made_up()),
+        }
+    }
 }

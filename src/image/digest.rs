@@ -73,16 +73,14 @@ pub(super) struct Hashing<R> {
     stream: R,
     hash: Sha256,
     bytes: u64,
-    /// Beyond it reading is an error.
-    limit: u64,
 }
 
 impl<R: io::Read> Hashing<R> {
-    pub(super) fn new(stream: R, limit: u64) -> Self {
-        Self { stream, hash: Sha256::new(), bytes: 0, limit }
+    pub(super) fn new(stream: R) -> Self {
+        Self { stream, hash: Sha256::new(), bytes: 0 }
     }
 
-    /// The digest of, and the number of bytes that were read.
+    /// The digest of what was read, and how many bytes that were.
     pub(super) fn finish(self) -> (Digest, u64) {
         (Digest::from_hash(self.hash.finalize().as_ref()), self.bytes)
     }
@@ -93,9 +91,6 @@ impl<R: io::Read> io::Read for Hashing<R> {
         let length = self.stream.read(buffer)?;
         self.hash.update(&buffer[..length]);
         self.bytes += length as u64;
-        if self.bytes > self.limit {
-            return Err(io::Error::other(format!("more than {} bytes", self.limit)));
-        }
         Ok(length)
     }
 }

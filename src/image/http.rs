@@ -1,9 +1,12 @@
-//! HTTP for registries: `ureq` with the host's certificates, our own name resolution, and redirects under rules.
+//! HTTP for registries: `ureq` with the host's certificates, our own name resolution, and rules about where to go.
 
 use std::{
-    io::Read,
+    io::{self, Read},
     net::{IpAddr, SocketAddr},
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -18,11 +21,43 @@ use ureq::{
     },
 };
 
-const CONNECT_LIMIT: Duration = Duration::from_secs(15);
-const ANSWER_LIMIT: Duration = Duration::from_secs(60);
-/// A connection that carries nothing for this long is broken.
-const STALL_LIMIT: Duration = Duration::from_secs(60);
 const MAX_REDIRECTS: usize = 5;
+
+/// How long to wait for others.
+#[derive(Debug, Clone, Copy)]
+pub struct Timeouts {
+    /// For a name to be resolved, and for a connection to be made.
+    pub connect: Duration,
+    /// For a server to begin its answer.
+    pub answer: Duration,
+    /// For a document to be complete.
+    pub document: Duration,
+    /// A connection that carries nothing, or hardly anything, for this long is broken.
+    pub stall: Duration,
+    /// The pause before the second attempt.
+    pub back_off: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(15),
+            answer: Duration::from_secs(60),
+            document: Duration::from_secs(120),
+            stall: Duration::from_secs(60),
+            back_off: Duration::from_millis(300),
+        }
+    }
+}
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// Something small.
+    Document,
+    /// Something large, which may take any time as long as it goes on.
+    Blob,
+}
 
 /// Why a request had no answer.
 #[derive(Debug, thiserror::Error)]
@@ -35,16 +70,45 @@ pub enum HttpError {
     NoLocation,
     #[error("more than {MAX_REDIRECTS} redirects")]
     TooManyRedirects,
-    #[error("a redirect to {0}, which is not allowed")]
-    Redirect(String),
+    #[error("it sends us to {0}, which is not allowed")]
+    Forbidden(String),
 }
 
-/// A client. Cheap to clone.
-#[derive(Debug, Clone)]
-pub(super) struct Http(Agent);
+impl HttpError {
+    /// Whether another attempt may have another result.
+    pub(super) fn may_pass(&self) -> bool {
+        match self {
+            // A certificate that is not trusted, or an address that is not allowed, does not get better.
+            Self::Request(ureq::Error::Io(error)) => {
+                !matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::PermissionDenied)
+            }
+            Self::Request(error) => matches!(
+                error,
+                ureq::Error::Timeout(_)
+                    | ureq::Error::HostNotFound
+                    | ureq::Error::ConnectionFailed
+                    | ureq::Error::Protocol(_)
+            ),
+            _ => false,
+        }
+    }
+}
+
+/// A client for one registry, which is at `home`.
+///
+/// Redirects and token realms are the registry's choice. They lead from https to https only, and to this machine or its
+/// links only if the registry itself is there: otherwise it could make us ask servers that trust whoever can reach them.
+#[derive(Debug)]
+pub(super) struct Http {
+    agent: Agent,
+    home: Uri,
+    timeouts: Timeouts,
+    names: Names,
+}
 
 impl Http {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(home: &str, timeouts: Timeouts) -> Result<Self, HttpError> {
+        let home: Uri = home.parse().map_err(|_| HttpError::Address(home.to_owned()))?;
         let tls = TlsConfig::builder()
             .root_certs(RootCerts::Specific(certificates()))
             .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
@@ -56,29 +120,34 @@ impl Http {
             // Followed here, where it is known what may be sent where.
             .max_redirects(0)
             .max_redirects_will_error(false)
-            .timeout_resolve(Some(CONNECT_LIMIT))
-            .timeout_connect(Some(CONNECT_LIMIT))
-            .timeout_recv_response(Some(ANSWER_LIMIT))
-            .timeout_per_read(Some(STALL_LIMIT))
+            .timeout_resolve(Some(timeouts.connect))
+            .timeout_connect(Some(timeouts.connect))
+            .timeout_recv_response(Some(timeouts.answer))
+            .timeout_per_read(Some(timeouts.stall))
             .build();
-        Self(Agent::with_parts(config, DefaultConnector::default(), Names))
+        let inward = Arc::new(AtomicBool::new(home.host().is_none_or(is_inward)));
+        let names = Names { home: home.host().unwrap_or_default().to_owned(), inward, limit: timeouts.connect };
+        let agent = Agent::with_parts(config, DefaultConnector::default(), names.clone());
+        Ok(Self { agent, home, timeouts, names })
     }
 
-    /// Gets `url`, following redirects. `authorization` is sent to that host only. The answer's status may be any.
+    /// Gets `url`, following redirects. `authorization` is sent to that server only. The answer's status may be any.
     pub(super) fn get(
         &self,
         url: &str,
+        answer: Answer,
         authorization: Option<&str>,
         headers: &[(&str, &str)],
     ) -> Result<Response<Body>, HttpError> {
-        let first: Uri = url.parse().map_err(|_| HttpError::Address(url.to_owned()))?;
+        let first = self.allowed(&self.home, url)?;
         let mut target = first.clone();
         for _ in 0..=MAX_REDIRECTS {
-            let mut request = self.0.get(&target);
+            let limit = (answer == Answer::Document).then_some(self.timeouts.document);
+            let mut request = self.agent.get(&target).config().timeout_global(limit).build();
             for (name, value) in headers {
                 request = request.header(*name, *value);
             }
-            if let Some(value) = authorization.filter(|_| same_host(&first, &target)) {
+            if let Some(value) = authorization.filter(|_| same_server(&first, &target)) {
                 request = request.header(header::AUTHORIZATION, value);
             }
             let answer = request.call()?;
@@ -86,40 +155,56 @@ impl Http {
                 return Ok(answer);
             }
             let location = answer.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
-            target = follow(&first, &target, location.ok_or(HttpError::NoLocation)?)?;
+            target = self.follow(&target, location.ok_or(HttpError::NoLocation)?)?;
         }
         Err(HttpError::TooManyRedirects)
     }
+
+    /// Posts a form. Redirects are not followed.
+    pub(super) fn post_form(&self, url: &str, form: &[(&str, &str)]) -> Result<Response<Body>, HttpError> {
+        let target = self.allowed(&self.home, url)?;
+        let request = self.agent.post(&target).config().timeout_global(Some(self.timeouts.document)).build();
+        Ok(request.send_form(form.iter().copied())?)
+    }
+
+    /// Where a redirect leads.
+    fn follow(&self, from: &Uri, location: &str) -> Result<Uri, HttpError> {
+        let shown = || HttpError::Forbidden(location.chars().take(200).collect());
+        if location.starts_with('/') && !location.starts_with("//") {
+            let (scheme, authority) = from.scheme_str().zip(from.authority()).ok_or_else(shown)?;
+            return self.allowed(from, &format!("{scheme}://{authority}{location}"));
+        }
+        self.allowed(from, location)
+    }
+
+    /// The address, if we may be sent there from `from`.
+    fn allowed(&self, from: &Uri, url: &str) -> Result<Uri, HttpError> {
+        let refused = || HttpError::Forbidden(url.chars().take(200).collect());
+        let target: Uri = url.parse().map_err(|_| refused())?;
+        let secure = |uri: &Uri| uri.scheme_str() == Some("https");
+        let scheme = secure(&target) || (target.scheme_str() == Some("http") && !secure(from));
+        let outward = target.host().is_some_and(|host| !is_inward(host));
+        if scheme && (outward || self.names.inward.load(Ordering::Relaxed)) { Ok(target) } else { Err(refused()) }
+    }
 }
 
-fn same_host(a: &Uri, b: &Uri) -> bool {
+fn same_server(a: &Uri, b: &Uri) -> bool {
     a.scheme() == b.scheme() && a.authority() == b.authority()
 }
 
-/// Where a redirect leads: never from https to http, never to this machine or its links unless the registry is there.
-fn follow(first: &Uri, from: &Uri, location: &str) -> Result<Uri, HttpError> {
-    let refused = || HttpError::Redirect(location.chars().take(200).collect());
-    let absolute = if location.starts_with('/') && !location.starts_with("//") {
-        let (scheme, authority) = from.scheme_str().zip(from.authority()).ok_or_else(refused)?;
-        format!("{scheme}://{authority}{location}")
-    } else {
-        location.to_owned()
-    };
-    let target: Uri = absolute.parse().map_err(|_| refused())?;
-    let secure = |uri: &Uri| uri.scheme_str() == Some("https");
-    let allowed_scheme = secure(&target) || (target.scheme_str() == Some("http") && !secure(from));
-    let inward = |uri: &Uri| uri.host().is_none_or(is_inward);
-    if !allowed_scheme || (inward(&target) && !inward(first)) {
-        return Err(refused());
+/// Whether a host is by its name this machine, or right beside it.
+fn is_inward(host: &str) -> bool {
+    let host = host.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.').to_ascii_lowercase();
+    match host.parse::<IpAddr>() {
+        Ok(address) => is_inward_address(address),
+        Err(_) => host == "localhost" || host.ends_with(".localhost"),
     }
-    Ok(target)
 }
 
-fn is_inward(host: &str) -> bool {
-    match host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().map(|address| address.to_canonical()) {
-        Ok(IpAddr::V4(address)) => address.is_loopback() || address.is_link_local() || address.is_unspecified(),
-        Ok(IpAddr::V6(address)) => address.is_loopback() || address.is_unicast_link_local() || address.is_unspecified(),
-        Err(_) => host == "localhost" || host.ends_with(".localhost"),
+fn is_inward_address(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.is_loopback() || address.is_link_local() || address.is_unspecified(),
+        IpAddr::V6(address) => address.is_loopback() || address.is_unicast_link_local() || address.is_unspecified(),
     }
 }
 
@@ -134,27 +219,46 @@ fn certificates() -> Arc<Vec<Certificate<'static>>> {
 }
 
 /// Names by our own resolver: in a static executable glibc's does not work.
-#[derive(Debug)]
-struct Names;
+#[derive(Debug, Clone)]
+struct Names {
+    /// The registry's own host, which may be anywhere.
+    home: String,
+    /// Whether that is this machine.
+    inward: Arc<AtomicBool>,
+    limit: Duration,
+}
 
 impl Resolver for Names {
     fn resolve(
         &self,
         uri: &Uri,
-        _config: &ureq::config::Config,
+        config: &ureq::config::Config,
         timeout: NextTimeout,
     ) -> Result<ResolvedSocketAddrs, ureq::Error> {
         let host = uri.host().ok_or(ureq::Error::HostNotFound)?;
         let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 });
-        let mut found = self.empty();
-        for address in lookup(host, *timeout.after).map_err(|_| ureq::Error::HostNotFound)?.into_iter().take(16) {
-            found.push(SocketAddr::new(address, port));
+        let addresses = lookup(host, self.limit.min(*timeout.after)).map_err(|_| ureq::Error::HostNotFound)?;
+        if host == self.home {
+            self.inward.fetch_or(addresses.iter().any(|address| is_inward_address(*address)), Ordering::Relaxed);
         }
-        if found.is_empty() { Err(ureq::Error::HostNotFound) } else { Ok(found) }
+        let proxy = config.proxy().is_some_and(|proxy| proxy.host() == host);
+        let anywhere = proxy || self.inward.load(Ordering::Relaxed);
+        let mut found = self.empty();
+        for address in addresses.iter().filter(|address| anywhere || !is_inward_address(**address)).take(16) {
+            found.push(SocketAddr::new(*address, port));
+        }
+        if !found.is_empty() {
+            Ok(found)
+        } else if addresses.is_empty() {
+            Err(ureq::Error::HostNotFound)
+        } else {
+            let why = format!("it sends us to {host}, which is this machine");
+            Err(ureq::Error::Io(io::Error::new(io::ErrorKind::PermissionDenied, why)))
+        }
     }
 }
 
-fn lookup(host: &str, limit: Duration) -> std::io::Result<Vec<IpAddr>> {
+fn lookup(host: &str, limit: Duration) -> io::Result<Vec<IpAddr>> {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     if let Ok(address) = bare.parse() {
         return Ok(vec![address]);
@@ -167,15 +271,15 @@ fn lookup(host: &str, limit: Duration) -> std::io::Result<Vec<IpAddr>> {
     runtime.block_on(async {
         let resolver = TokioResolver::builder_tokio()
             .and_then(hickory_resolver::ResolverBuilder::build)
-            .map_err(std::io::Error::other)?;
-        let answer = tokio::time::timeout(limit.min(CONNECT_LIMIT), resolver.lookup_ip(bare)).await;
-        let answer = answer.map_err(std::io::Error::other)?.map_err(std::io::Error::other)?;
+            .map_err(io::Error::other)?;
+        let answer = tokio::time::timeout(limit, resolver.lookup_ip(bare)).await;
+        let answer = answer.map_err(io::Error::other)?.map_err(io::Error::other)?;
         Ok(answer.iter().collect())
     })
 }
 
 /// At most `limit` bytes of an answer's body.
-pub(super) fn body(answer: Response<Body>, limit: u64) -> std::io::Result<Vec<u8>> {
+pub(super) fn body(answer: Response<Body>, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     answer.into_body().into_with_config().limit(u64::MAX).reader().take(limit).read_to_end(&mut bytes)?;
     Ok(bytes)
@@ -187,26 +291,53 @@ mod tests {
 
     #[test]
     fn redirects_stay_safe() {
-        let go = |first: &str, from: &str, to: &str| {
-            follow(&first.parse().unwrap(), &from.parse().unwrap(), to).map(|uri| uri.to_string()).ok()
+        let go = |home: &str, to: &str| {
+            let http = Http::new(home, Timeouts::default()).unwrap();
+            let from = format!("{home}/v2/x").parse().unwrap();
+            http.follow(&from, to).map(|uri| uri.to_string()).ok()
         };
-        let registry = "https://r.example/v2/x";
-        assert_eq!(go(registry, registry, "/y?z").as_deref(), Some("https://r.example/y?z"));
-        assert_eq!(go(registry, registry, "https://cdn.example/b").as_deref(), Some("https://cdn.example/b"));
+        let registry = "https://r.example";
+        assert_eq!(go(registry, "/y?z").as_deref(), Some("https://r.example/y?z"));
+        assert_eq!(go(registry, "https://cdn.example/b").as_deref(), Some("https://cdn.example/b"));
         for bad in [
             "http://r.example/y",
             "file:///etc/passwd",
             "https://127.0.0.1/",
             "https://[::1]/",
             "https://169.254.169.254/",
+            "https://[fe80::1]/",
+            "https://0.0.0.0/",
             "https://localhost/",
+            "https://LOCALHOST/",
+            "https://localhost./",
             "https://[::ffff:127.0.0.1]/",
+            "//localhost/x",
             "ftp://x/",
             "",
         ] {
-            assert_eq!(go(registry, registry, bad), None, "{bad}");
+            assert_eq!(go(registry, bad), None, "{bad}");
         }
-        let local = "http://127.0.0.1:5000/v2/x";
-        assert!(go(local, local, "http://127.0.0.1:5001/b").is_some());
+        let local = "http://127.0.0.1:5000";
+        assert!(go(local, "http://127.0.0.1:5001/b").is_some());
+    }
+
+    #[test]
+    fn a_name_that_resolves_to_this_machine_is_no_way_around() {
+        let names = Names {
+            home: "r.example".to_owned(),
+            inward: Arc::new(AtomicBool::new(false)),
+            limit: Duration::from_secs(5),
+        };
+        let timeout = || NextTimeout {
+            after: ureq::unversioned::transport::time::Duration::from_secs(5),
+            reason: ureq::Timeout::Resolve,
+            per_read: None,
+            per_write: None,
+        };
+        let config = Agent::config_builder().build();
+        let ask = |uri: &str| names.resolve(&uri.parse().unwrap(), &config, timeout());
+        assert!(matches!(ask("https://127.0.0.1/"), Err(ureq::Error::Io(_))));
+        names.inward.store(true, Ordering::Relaxed);
+        assert!(ask("https://127.0.0.1/").is_ok());
     }
 }

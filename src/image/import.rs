@@ -6,7 +6,8 @@ use oci_spec::image::Arch;
 use serde_json::json;
 
 use super::{
-    Digest, Image, ImageError, Reference, Store,
+    Digest, Image, ImageError, Reference, Store, assemble,
+    layer::Budget,
     manifest::{Layer, Resolved},
 };
 
@@ -23,14 +24,17 @@ const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin
 
 impl Store {
     /// Unpacks the tar `stream` (gzip, zstd or plain) into an image that is called `reference`. One of this name that is
-    /// there already is replaced.
+    /// there already is replaced. `source` is for messages.
     pub fn import(
         &self,
         stream: impl Read,
+        source: &str,
         reference: &Reference,
         options: &ImportOptions,
     ) -> Result<Image, ImageError> {
-        let diff_id = self.unpack_layer(stream, None, None)?;
+        let budget = Budget::new(self.settings.limits);
+        let layer = self.unpack_unknown_layer(stream, source, &budget)?;
+        let diff_id = layer.diff_id.clone();
         let mut env = options.env.clone();
         if !env.iter().any(|entry| entry.starts_with("PATH=")) {
             env.insert(0, PATH.to_owned());
@@ -43,7 +47,7 @@ impl Store {
         });
         let config = config.to_string().into_bytes();
         let config_digest = Digest::of(&config);
-        let size: u64 = self.read_contents(&super::store::layer_name(&diff_id))?.bytes;
+        let size = layer.contents.bytes;
         let manifest = json!({
             "schemaVersion": 2,
             "mediaType": "application/vnd.oci.image.manifest.v1+json",
@@ -62,7 +66,7 @@ impl Store {
             config,
             layers: vec![Layer { digest: diff_id.clone(), size, diff_id }],
         };
-        let committed = self.commit(reference, &resolved)?;
-        committed.ok_or_else(|| ImageError::NotFound(format!("{reference}: its layer was pruned meanwhile; try again")))
+        let stack = assemble::stack(self, source, vec![layer])?;
+        self.commit(reference, &resolved, &stack)
     }
 }

@@ -2,18 +2,21 @@
 //!
 //! ```text
 //! STATE/images/
-//!   lock                 shared: while an image is being looked up for a session; exclusive: rm, prune, commit
+//!   lock                 shared: while an image is being looked up for a session; exclusive: commit, rm, prune
 //!   blobs/sha256/HEX     manifests and configurations (layers are kept unpacked only)
-//!   refs/NAME.json       an image by the name it was pulled as
-//!   layers/NAME/         an unpacked layer, a lowerdir of overlayfs; NAME is the start of its diff id
-//!   contents/NAME.json   what is known of it; written before the layer becomes visible
-//!   locks/NAME           who unpacks this layer
-//!   tmp/                 what is being unpacked; swept when its maker is gone
+//!   images/HEX.json      an image by the digest of its manifest: what it is made of
+//!   refs/NAME.json       its names
+//!   layers/NAME/fs       an unpacked layer, a lowerdir of overlayfs; NAME is the start of its diff id
+//!   layers/NAME/contents.json  what is known of it
+//!   locks/NAME           who makes this layer; a layer itself is locked by those who need it to stay
+//!   tmp/                 what is unfinished, locked by its maker
 //! ```
 //!
 //! A layer is unpacked in `tmp`, with every digest and size verified on the way, and becomes visible by rename; an image
 //! becomes visible by the rename of its file in `refs`, after its layers. So a crash at any point leaves a store that works.
 //! All of it works with several processes at once, by flock(2): the command line needs no server.
+//!
+//! An image that gets another content keeps its old one, without a name, until no session uses that and somebody prunes.
 
 mod archive;
 mod assemble;
@@ -28,7 +31,9 @@ mod manifest;
 mod pull;
 mod reference;
 mod registry;
+mod repair;
 mod store;
+mod view;
 
 use std::{io, path::PathBuf};
 
@@ -37,7 +42,7 @@ pub use self::{
     import::ImportOptions,
     layer::{Contents, LayerError, Limits},
     reference::{Reference, ReferenceError},
-    store::{Image, Settings, Store, StoreLease},
+    store::{Image, InUse, Pruned, Settings, Store, StoreLease, listing},
 };
 
 /// Why an image could not be had, kept or removed.
@@ -45,7 +50,7 @@ pub use self::{
 pub enum ImageError {
     #[error("cannot use {}", .0.display())]
     Store(PathBuf, #[source] io::Error),
-    #[error("{} is damaged: {what}", .path.display())]
+    #[error("{} is damaged: {what}; pull the image again", .path.display())]
     Damaged { path: PathBuf, what: String },
     #[error("cannot read {0}")]
     Source(String, #[source] io::Error),
@@ -57,9 +62,10 @@ pub enum ImageError {
     SizeMismatch { what: &'static str, digest: Digest, expected: u64 },
     #[error("layer {digest} unpacks to something else than the image says (diff id {expected})")]
     DiffIdMismatch { digest: Digest, expected: Digest },
-    #[error("layer {digest} is refused")]
+    #[error("cannot unpack {layer}")]
     Layer {
-        digest: Digest,
+        /// Its digest, or where it comes from.
+        layer: String,
         #[source]
         source: LayerError,
     },
@@ -79,8 +85,14 @@ pub enum ImageError {
     Answer { registry: String, status: u16, what: String },
     #[error("the login data in {}", .0.display())]
     Auth(PathBuf, #[source] io::Error),
+    #[error("cannot export {}", .0.display())]
+    Export(PathBuf, #[source] io::Error),
+    #[error("{0} is larger than images.max_size, or has more entries than images.max_entries")]
+    TooLarge(String),
     #[error("{image} is in use by a session")]
     InUse { image: String },
+    #[error("cannot find out which images are in use by sessions")]
+    UseUnknown(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("{program} is not installed; run: apt-get install mmdebstrap")]
     NoBootstrap { program: &'static str },
     #[error("mmdebstrap failed: {0}")]

@@ -2,27 +2,26 @@
 
 use std::{
     io::{self, BufReader, Read},
+    path::Path,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use flate2::bufread::MultiGzDecoder;
 
 use super::{
-    Digest, Image, ImageError, LayerError, Progress, Reference, Store,
+    Contents, Digest, Image, ImageError, LayerError, Progress, Reference, Store,
     archive::{DockerArchive, Layout},
     assemble, bootstrap,
     digest::Hashing,
-    layer,
-    manifest::{self, Layer, Resolved, Source},
+    layer::{self, Budget, TarError},
+    manifest::{self, Layer, Source},
     registry::Registry,
-    store::{Record, layer_name},
+    store::Layer as Unpacked,
 };
-use crate::sys::remove_tree::remove_tree;
 
 /// Layers that are worked on at once: unpacking needs a core each.
 const WORKERS: usize = 4;
@@ -30,11 +29,8 @@ const WORKERS: usize = 4;
 /// The largest window that a zstd frame may ask for: 2^27 bytes (the zstd command's default limit).
 const ZSTD_WINDOW_LOG: u32 = 27;
 
-/// Headers and padding of a tar, for each entry, on top of the bytes of files.
-const TAR_OVERHEAD: u64 = 4096;
-
-/// How often a pull starts again when a prune has removed its layers meanwhile.
-const ATTEMPTS: usize = 3;
+/// What is read of a compressed layer at once.
+const BUFFER: usize = 128 << 10;
 
 impl Store {
     /// Fetches the image, or only what of it is not here. Blocks, perhaps for minutes.
@@ -65,47 +61,70 @@ impl Store {
         progress: &dyn Progress,
     ) -> Result<Image, ImageError> {
         let resolved = manifest::resolve(source)?;
-        for _ in 0..ATTEMPTS {
-            self.fetch_layers(source, &resolved.layers, progress)?;
-            if let Some(image) = self.commit(reference, &resolved)? {
-                return Ok(image);
-            }
-        }
-        Err(ImageError::NotFound(format!("{reference}: its layers were pruned while it was pulled; try again")))
-    }
-
-    /// Makes an image of layers that are unpacked; `None` if one of them is gone.
-    pub(super) fn commit(&self, reference: &Reference, resolved: &Resolved) -> Result<Option<Image>, ImageError> {
-        self.write_blob(&resolved.digest, &resolved.manifest)?;
-        self.write_blob(&resolved.config_digest, &resolved.config)?;
-        let diff_ids: Vec<_> = resolved.layers.iter().map(|layer| layer.diff_id.clone()).collect();
-        let Some(layers) = assemble::lowerdirs(self, &diff_ids)? else { return Ok(None) };
-        let pulled_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let record = Record {
-            reference: reference.to_string(),
-            manifest: resolved.digest.clone(),
-            config: resolved.config_digest.clone(),
-            layers,
-            pulled_at,
+        let pull = Pull {
+            store: self,
+            source,
+            progress,
+            budget: Budget::new(self.settings.limits),
+            stop: AtomicBool::new(false),
         };
-        if self.commit_image(reference, &record)? { self.lookup(reference) } else { Ok(None) }
+        let layers = pull.layers(&resolved.layers)?;
+        let stack = assemble::stack(self, &source.name(), layers)?;
+        self.commit(reference, &resolved, &stack)
     }
 
-    fn fetch_layers(&self, source: &dyn Source, layers: &[Layer], progress: &dyn Progress) -> Result<(), ImageError> {
-        // The biggest first, so that the last one running is a small one.
-        let mut queue: Vec<&Layer> = layers.iter().collect();
-        queue.sort_by_key(|layer| std::cmp::Reverse(layer.size));
-        queue.dedup_by(|a, b| a.diff_id == b.diff_id);
-        let next = AtomicUsize::new(0);
+    /// Unpacks a stream of which nothing is known beforehand.
+    pub(super) fn unpack_unknown_layer(
+        &self,
+        stream: impl Read,
+        source: &str,
+        budget: &Budget,
+    ) -> Result<Unpacked, ImageError> {
+        let scratch = self.new_scratch()?;
+        let root = scratch.layer_root()?;
         let stop = AtomicBool::new(false);
+        let stream = Stoppable { stream, store: self, stop: &stop };
+        let unpacked = unpack_plain(stream, &root, budget);
+        let (diff_id, contents) =
+            unpacked.map_err(|error| ImageError::Layer { layer: source.to_owned(), source: error })?;
+        let _turn = self.layer_turn(&diff_id, || {})?;
+        match self.layer(&diff_id)? {
+            Some(layer) => Ok(layer),
+            None => self.publish_layer(&diff_id, scratch, contents),
+        }
+    }
+}
+
+/// A pull that is under way.
+struct Pull<'a> {
+    store: &'a Store,
+    source: &'a dyn Source,
+    progress: &'a dyn Progress,
+    budget: Budget,
+    /// Set when one layer has failed: the others are not needed any more.
+    stop: AtomicBool,
+}
+
+impl Pull<'_> {
+    /// Fetches these layers; returned in the same order.
+    fn layers(&self, layers: &[Layer]) -> Result<Vec<Unpacked>, ImageError> {
+        // The biggest first, so that the last one running is a small one.
+        let mut queue: Vec<(usize, &Layer)> = layers.iter().enumerate().collect();
+        queue.sort_by_key(|(_, layer)| std::cmp::Reverse(layer.size));
+        let next = AtomicUsize::new(0);
+        let done: Mutex<Vec<Option<Unpacked>>> = Mutex::new(layers.iter().map(|_| None).collect());
         let first_error = Mutex::new(None);
         let work = || {
-            while !stop.load(Ordering::Relaxed)
-                && let Some(layer) = queue.get(next.fetch_add(1, Ordering::Relaxed))
+            while !self.stop.load(Ordering::Relaxed)
+                && let Some((place, layer)) = queue.get(next.fetch_add(1, Ordering::Relaxed))
             {
-                if let Err(error) = self.fetch_layer(source, layer, progress) {
-                    stop.store(true, Ordering::Relaxed);
-                    first_error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                match self.layer(layer) {
+                    Ok(unpacked) => done.lock().unwrap_or_else(PoisonError::into_inner)[*place] = Some(unpacked),
+                    Err(error) => {
+                        // Those that are stopped by it fail too, but later.
+                        first_error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                        self.stop.store(true, Ordering::Relaxed);
+                    }
                 }
             }
         };
@@ -116,79 +135,112 @@ impl Store {
             }
             work();
         });
-        first_error.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+        match first_error.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some(error) => Err(error),
+            None => Ok(done.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().flatten().collect()),
+        }
     }
 
     /// Fetches and unpacks one layer, unless it is here or somebody else has just done it.
-    fn fetch_layer(&self, source: &dyn Source, layer: &Layer, progress: &dyn Progress) -> Result<(), ImageError> {
-        let name = layer_name(&layer.diff_id);
-        progress.start(&layer.digest, layer.size);
-        if !self.has_layer(&name) {
-            let _turn = self.lock_layer(&name)?;
-            if !self.has_layer(&name) {
-                let stream = source.blob(&layer.digest, layer.size)?;
-                let stream = Reporting { stream, layer: &layer.digest, progress };
-                self.unpack_layer(stream, Some((&layer.digest, layer.size)), Some(&layer.diff_id))?;
+    fn layer(&self, layer: &Layer) -> Result<Unpacked, ImageError> {
+        self.progress.start(&layer.digest, layer.size);
+        let unpacked = match self.present(layer)? {
+            Some(unpacked) => unpacked,
+            None => {
+                let waiting = || self.progress.line(&format!("layer {}: another pull has it", layer.digest.short()));
+                let _turn = self.store.layer_turn(&layer.diff_id, waiting)?;
+                match self.present(layer)? {
+                    Some(unpacked) => unpacked,
+                    None => self.download(layer)?,
+                }
             }
-        }
-        progress.finish(&layer.digest);
-        Ok(())
+        };
+        self.progress.finish(&layer.digest);
+        Ok(unpacked)
     }
 
-    /// Unpacks a stream into a layer, verifying what is known of it beforehand. Returns its diff id. The caller holds the
-    /// layer's lock if the diff id is known.
-    pub(super) fn unpack_layer(
-        &self,
-        stream: impl Read,
-        blob: Option<(&Digest, u64)>,
-        diff_id: Option<&Digest>,
-    ) -> Result<Digest, ImageError> {
-        let limits = self.settings.limits;
-        let placeholder = Digest::of(b"");
-        let shown = blob.map_or(diff_id.unwrap_or(&placeholder), |(digest, _)| digest).clone();
-        let root = self.temporary_path();
-        std::fs::create_dir(&root).map_err(|error| ImageError::Store(root.clone(), error))?;
-        let unpacked = (|| {
-            let refused = |source| ImageError::Layer { digest: shown.clone(), source };
-            let mut blob_stream = Hashing::new(stream, blob.map_or(u64::MAX, |(_, size)| size));
-            let plain_limit = limits.max_bytes.saturating_add(limits.max_entries.saturating_mul(TAR_OVERHEAD));
-            let (found_diff_id, contents) = {
-                let decoder = decompress(&mut blob_stream)
-                    .map_err(|error| refused(LayerError::Tar(layer::TarError::Read(error))))?;
-                let mut plain = Hashing::new(decoder, plain_limit);
-                let contents = layer::unpack(&mut plain, &root, limits).map_err(refused)?;
-                (plain.finish().0, contents)
-            };
-            // What follows the compressed data is part of the blob.
-            io::copy(&mut blob_stream, &mut io::sink())
-                .map_err(|error| refused(LayerError::Tar(layer::TarError::Read(error))))?;
-            let (found, size) = blob_stream.finish();
-            if let Some((digest, expected)) = blob {
-                let digest = digest.clone();
-                if size != expected {
-                    return Err(ImageError::SizeMismatch { what: "layer", digest, expected });
-                }
-                if found != digest {
-                    return Err(ImageError::DigestMismatch { what: "layer", digest });
-                }
+    /// The layer if it is here. It counts as if it had been unpacked now.
+    fn present(&self, layer: &Layer) -> Result<Option<Unpacked>, ImageError> {
+        let Some(unpacked) = self.store.layer(&layer.diff_id)? else { return Ok(None) };
+        let fits = self.budget.take_bytes(unpacked.contents.bytes);
+        match fits.and_then(|()| self.budget.take_entries(unpacked.contents.entries)) {
+            Ok(()) => Ok(Some(unpacked)),
+            Err(_) => Err(ImageError::TooLarge(self.source.name())),
+        }
+    }
+
+    /// Tries one place after the other while what comes is not what was promised.
+    fn download(&self, layer: &Layer) -> Result<Unpacked, ImageError> {
+        let mut place = 0;
+        loop {
+            let blob = self.source.blob(&layer.digest, layer.size, place)?;
+            place = blob.place + 1;
+            match self.unpack(layer, blob.stream) {
+                Err(ImageError::DigestMismatch { .. } | ImageError::SizeMismatch { .. })
+                    if place < self.source.places() => {}
+                other => return other,
             }
-            if let Some(expected) = diff_id.filter(|expected| **expected != found_diff_id) {
-                return Err(ImageError::DiffIdMismatch { digest: shown.clone(), expected: expected.clone() });
+        }
+    }
+
+    fn unpack(&self, layer: &Layer, stream: Box<dyn Read + Send + '_>) -> Result<Unpacked, ImageError> {
+        let refused = |source| ImageError::Layer { layer: format!("layer {}", layer.digest), source };
+        let scratch = self.store.new_scratch()?;
+        let root = scratch.layer_root()?;
+        let stream = Stoppable { stream, store: self.store, stop: &self.stop };
+        let stream = Reporting { stream, layer: &layer.digest, progress: self.progress };
+        // One byte more shows that there are too many.
+        let mut blob = Hashing::new(stream.take(layer.size.saturating_add(1)));
+        let unpacked = match unpack_plain(&mut blob, &root, &self.budget) {
+            // Perhaps the data was damaged on its way: then that is what is wrong.
+            Err(LayerError::Tar(error)) => Err(LayerError::Tar(error)),
+            other => Ok(other.map_err(refused)?),
+        };
+        // What follows the compressed data is part of the blob, too.
+        let drained = io::copy(&mut blob, &mut io::sink());
+        if drained.is_ok() {
+            let (found, size) = blob.finish();
+            let digest = layer.digest.clone();
+            if size != layer.size {
+                return Err(ImageError::SizeMismatch { what: "layer", digest, expected: layer.size });
             }
-            Ok((found_diff_id, contents))
-        })();
-        let committed = unpacked.and_then(|(found, contents)| {
-            let name = layer_name(&found);
-            // Without a diff id beforehand the layer may be here already.
-            let _turn = if diff_id.is_none() { Some(self.lock_layer(&name)?) } else { None };
-            if !self.has_layer(&name) {
-                self.commit_layer(&name, &root, &contents)?;
+            if found != digest {
+                return Err(ImageError::DigestMismatch { what: "layer", digest });
             }
-            Ok(found)
-        });
-        // What was not committed: a failure, or a layer that was here already.
-        remove_tree(&root).map_err(|error| ImageError::Store(root, error))?;
-        committed
+        }
+        let (diff_id, contents) = unpacked.map_err(refused)?;
+        drained.map_err(|error| refused(read(error)))?;
+        if diff_id != layer.diff_id {
+            return Err(ImageError::DiffIdMismatch { digest: layer.digest.clone(), expected: layer.diff_id.clone() });
+        }
+        self.store.publish_layer(&layer.diff_id, scratch, contents)
+    }
+}
+
+/// Unpacks a layer, compressed or not. Returns the digest of its tar and what is in it.
+fn unpack_plain(stream: impl Read, root: &Path, budget: &Budget) -> Result<(Digest, Contents), LayerError> {
+    let mut plain = Hashing::new(decompress(stream).map_err(read)?);
+    let contents = layer::unpack(&mut plain, root, budget)?;
+    Ok((plain.finish().0, contents))
+}
+
+fn read(error: io::Error) -> LayerError {
+    LayerError::Tar(TarError::Read(error))
+}
+
+/// Ends when the pull does.
+struct Stoppable<'a, R> {
+    stream: R,
+    store: &'a Store,
+    stop: &'a AtomicBool,
+}
+
+impl<R: Read> Read for Stoppable<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.stop.load(Ordering::Relaxed) || self.store.is_cancelled() {
+            return Err(io::Error::other("it was interrupted"));
+        }
+        self.stream.read(buffer)
     }
 }
 
@@ -208,16 +260,73 @@ impl<R: Read> Read for Reporting<'_, R> {
 }
 
 /// Decompresses by what the data itself says; media types lie now and then.
-fn decompress<'a, R: Read + 'a>(stream: R) -> io::Result<Box<dyn Read + 'a>> {
-    let mut stream = BufReader::with_capacity(128 << 10, stream);
-    let start = io::BufRead::fill_buf(&mut stream)?;
-    if start.starts_with(&[0x1f, 0x8b]) {
-        Ok(Box::new(MultiGzDecoder::new(stream)))
-    } else if start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) || (start.len() > 4 && start[1..4] == [0x2a, 0x4d, 0x18]) {
-        let mut decoder = zstd::Decoder::with_buffer(stream)?;
-        decoder.window_log_max(ZSTD_WINDOW_LOG)?;
-        Ok(Box::new(decoder))
-    } else {
-        Ok(Box::new(stream))
+fn decompress<'a, R: Read + 'a>(mut stream: R) -> io::Result<Box<dyn Read + 'a>> {
+    // Enough to tell; it may come byte by byte.
+    let mut start = Vec::new();
+    stream.by_ref().take(7).read_to_end(&mut start)?;
+    let kind = start.clone();
+    let stream = BufReader::with_capacity(BUFFER, io::Cursor::new(start).chain(stream));
+    match kind[..] {
+        [0x1f, 0x8b, ..] => Ok(Box::new(MultiGzDecoder::new(stream))),
+        // A frame, or one that is to be skipped, with more of them to follow.
+        [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
+            let mut decoder = zstd::Decoder::with_buffer(stream)?;
+            decoder.window_log_max(ZSTD_WINDOW_LOG)?;
+            Ok(Box::new(decoder))
+        }
+        [0xfd, b'7', b'z', b'X', b'Z', ..] | [b'B', b'Z', b'h', _, b'1', b'A', b'Y', ..] => {
+            Err(io::Error::other("it is compressed with xz or bzip2; possible are gzip and zstd"))
+        }
+        _ => Ok(Box::new(stream)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Comes byte by byte.
+    struct Trickle<'a>(&'a [u8]);
+
+    impl Read for Trickle<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let length = buffer.len().min(1);
+            self.0.read(&mut buffer[..length])
+        }
+    }
+
+    fn all(data: &[u8]) -> io::Result<Vec<u8>> {
+        let mut out = Vec::new();
+        decompress(Trickle(data))?.read_to_end(&mut out)?;
+        Ok(out)
+    }
+
+    #[test]
+    fn compressed_data_may_come_in_several_pieces_and_byte_by_byte() {
+        use std::io::Write;
+        let gzip = |text: &str| {
+            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            encoder.write_all(text.as_bytes()).unwrap();
+            encoder.finish().unwrap()
+        };
+        let zstd = |text: &str| zstd::encode_all(text.as_bytes(), 1).unwrap();
+        let skipped = [0x51, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 1, 2, 3];
+        assert_eq!(all(&[gzip("one"), gzip("two")].concat()).unwrap(), b"onetwo");
+        assert_eq!(all(&[zstd("one"), skipped.to_vec(), zstd("two")].concat()).unwrap(), b"onetwo");
+        assert_eq!(all(&[skipped.to_vec(), zstd("two")].concat()).unwrap(), b"two");
+        assert_eq!(all(b"plain").unwrap(), b"plain");
+        assert_eq!(all(b"").unwrap(), b"");
+        assert!(all(&[gzip("one"), b"garbage".to_vec()].concat()).is_err());
+        assert!(all(&gzip("one")[..12]).is_err());
+        assert!(all(b"BZh91AY&SY").is_err() && all(&[0xfd, b'7', b'z', b'X', b'Z', 0, 0]).is_err());
+    }
+
+    #[test]
+    fn a_zstd_frame_cannot_ask_for_a_huge_window() {
+        let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+        encoder.window_log(28).unwrap();
+        encoder.include_contentsize(false).unwrap();
+        io::copy(&mut io::repeat(b'x').take(1 << 20), &mut encoder).unwrap();
+        assert!(all(&encoder.finish().unwrap()).is_err());
     }
 }

@@ -40,6 +40,34 @@ pub enum ReferenceError {
     NoPath(String),
 }
 
+impl Reference {
+    /// The same for all ways to write the same name. `default_registry` is where names without a registry are looked up.
+    pub fn canonical(&self, default_registry: &str) -> String {
+        match self {
+            Self::Registry(image) => {
+                let (registry, repository) = image.full(default_registry);
+                RegistryReference { registry: Some(registry), repository, ..image.clone() }.to_string()
+            }
+            other => other.to_string(),
+        }
+    }
+}
+
+impl RegistryReference {
+    /// The registry and the repository, as they are spoken of there.
+    pub fn full(&self, default_registry: &str) -> (String, String) {
+        let registry = match self.registry.as_deref().unwrap_or(default_registry) {
+            "index.docker.io" | "registry-1.docker.io" => "docker.io",
+            other => other,
+        };
+        // Docker's own images are in a repository of theirs.
+        if registry == "docker.io" && !self.repository.contains('/') {
+            return (registry.to_owned(), format!("library/{}", self.repository));
+        }
+        (registry.to_owned(), self.repository.clone())
+    }
+}
+
 impl FromStr for Reference {
     type Err = ReferenceError;
 
@@ -111,10 +139,11 @@ fn registry(text: &str) -> Option<RegistryReference> {
 
 /// `[a-z0-9]+` joined by `.`, `_`, `__` or dashes.
 fn is_component(component: &str) -> bool {
-    let alphanumeric = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-    let bytes = component.as_bytes();
-    let ends = bytes.first().copied().is_some_and(alphanumeric) && bytes.last().copied().is_some_and(alphanumeric);
-    ends && bytes.iter().all(|b| alphanumeric(*b) || matches!(b, b'.' | b'_' | b'-')) && !component.contains("..")
+    let alphanumeric = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let separator = |text: &str| matches!(text, "." | "_" | "__") || text.bytes().all(|b| b == b'-');
+    component.starts_with(alphanumeric)
+        && component.ends_with(alphanumeric)
+        && component.split(alphanumeric).all(separator)
 }
 
 /// `[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}`
@@ -202,12 +231,30 @@ mod tests {
     }
 
     #[test]
+    fn the_same_name_can_be_written_in_several_ways() {
+        let canonical = |text: &str| text.parse::<Reference>().unwrap().canonical("docker.io");
+        for name in ["ubuntu", "library/ubuntu:latest", "docker.io/ubuntu", "index.docker.io/library/ubuntu:latest"] {
+            assert_eq!(canonical(name), "docker.io/library/ubuntu:latest");
+        }
+        assert_eq!(canonical("localhost:5000/x"), "localhost:5000/x:latest");
+        assert_eq!("x".parse::<Reference>().unwrap().canonical("r.example"), "r.example/x:latest");
+        assert_eq!(canonical("oci:/a:b"), "oci:/a:b");
+    }
+
+    #[test]
     fn what_is_no_name_is_refused() {
         let bad = [
             "",
             "/",
             "UPPER",
             "a//b",
+            "a._b",
+            "a___b",
+            "a..b",
+            "a-",
+            "_a",
+            "r.example/UPPER",
+            "x@sha512:12",
             "../x",
             "a/../b",
             "x:",

@@ -5,7 +5,7 @@ use std::{collections::HashSet, fs, path::Path};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    cgroup::Cgroups, config::Config, errors::chain, names::SessionId, network::Network, runtime, state::State,
+    cgroup::Cgroups, config::Config, errors::chain, image, names::SessionId, network::Network, runtime, state::State,
 };
 
 /// One object that should not be there.
@@ -58,6 +58,9 @@ pub fn leaks(config: &Config, server_runs: bool) -> Result<Vec<Leak>, LeaksError
     add("directory", containers.directories.iter().map(|path| path.display().to_string()).collect());
     add("process", containers.inits.iter().map(|(pid, session)| format!("init {pid} of {session}")).collect());
     add("directory", session_directories(&config.paths.run_dir.join("sessions")).map_err(failed("directories"))?);
+    // What pulls have left is of no session.
+    let unfinished = image::listing(&config.paths.state_dir.join("images")).map_err(chain).map_err(failed("images"))?;
+    leaks.extend(unfinished.into_iter().map(|name| Leak { kind: "image".to_owned(), name }));
     for record in &records {
         let alive = record.init.is_some_and(|(pid, starttime)| runtime::Container::adopt(pid, starttime).is_some());
         if !alive && !server_runs {

@@ -1,25 +1,33 @@
-//! Reading a tar stream entry by entry: ustar, PAX and GNU, with bounds on what a header may make us keep.
+//! Reading a tar entry by entry: ustar, PAX and GNU, with bounds on what a header may make us keep.
 //!
-//! The `tar` crate decodes the fields of headers; the walk from header to header is here, because for hostile archives it
-//! matters which of several statements about an entry wins: a PAX record over a GNU long name over the header (pax(1),
-//! POSIX.1-2017; GNU tar manual, "Basic Tar Format").
+//! The `tar` crate knows where a header's fields are; the walk from header to header is here, because for hostile archives
+//! it matters which of several statements about an entry wins. A record of an extended header wins over the header. Two
+//! extended headers, two long names, or a long name in both the PAX and the GNU form are an error: programs differ in what
+//! they make of that. Global extended headers say nothing about entries: so the Go library, which nearly all that reads and
+//! writes layers is built on.
 
-use std::{collections::BTreeMap, io, io::Read};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, Read, Seek, SeekFrom},
+};
 
-use tar::{EntryType, Header, PaxExtensions};
+use tar::{EntryType, Header};
 
-const BLOCK: usize = 512;
+use super::{
+    header::{self, Records},
+    sparse::Pieces,
+};
 
-/// PAX records and long names of one entry.
+pub(super) const BLOCK: usize = 512;
+
+/// Records or a long name of one entry.
 const MAX_EXTENSION: u64 = 1 << 20;
 
-/// Pieces of one sparse file.
-const MAX_PIECES: usize = 1 << 16;
-
-/// Why a tar stream could not be read.
+/// Why a tar could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum TarError {
-    #[error("cannot read the layer")]
+    #[error("cannot read the archive")]
     Read(#[source] io::Error),
     #[error("a header's checksum is wrong")]
     Checksum,
@@ -27,8 +35,10 @@ pub enum TarError {
     CutOff,
     #[error("a header's {0} is not valid")]
     Field(&'static str),
-    #[error("extended headers of one entry are larger than 1 MiB")]
+    #[error("an extended header is larger than 1 MiB")]
     ExtensionTooLarge,
+    #[error("an entry has two {0}")]
+    Twice(&'static str),
     #[error("the map of a sparse file is not valid")]
     SparseMap,
 }
@@ -46,8 +56,8 @@ pub enum Kind {
         major: u32,
         minor: u32,
     },
-    /// Something that only other programs know: skipped, as tar(1) does.
-    Other,
+    /// By its letter.
+    Unknown(u8),
 }
 
 /// One entry. Its data is read with [`TarReader::read_data`] before the next entry.
@@ -66,44 +76,88 @@ pub struct Entry {
     pub xattrs: BTreeMap<String, Vec<u8>>,
     /// Size of the file, holes included.
     pub size: u64,
+    /// How much of it comes from the archive.
+    pub stored: u64,
     /// Offset and length of each piece that the data consists of; `None` for a file without holes.
-    pub pieces: Option<Vec<(u64, u64)>>,
+    pub pieces: Option<Pieces>,
 }
 
-/// A tar stream.
+/// What a tar is read from.
+pub trait Input: Read {
+    /// Passes over that many bytes; false if there are fewer.
+    fn skip(&mut self, bytes: u64) -> io::Result<bool>;
+}
+
+/// A tar that comes from elsewhere: what is skipped is read, as it belongs to the digest.
+pub struct Streamed<R>(pub R);
+
+impl<R: Read> Read for Streamed<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer)
+    }
+}
+
+impl<R: Read> Input for Streamed<R> {
+    fn skip(&mut self, bytes: u64) -> io::Result<bool> {
+        Ok(io::copy(&mut (&mut self.0).take(bytes), &mut io::sink())? == bytes)
+    }
+}
+
+impl Input for File {
+    fn skip(&mut self, bytes: u64) -> io::Result<bool> {
+        let position = self.stream_position()?;
+        match position.checked_add(bytes).filter(|end| self.metadata().is_ok_and(|meta| *end <= meta.len())) {
+            Some(end) => self.seek(SeekFrom::Start(end)).map(|_| true),
+            None => Ok(false),
+        }
+    }
+}
+
+/// A tar.
 pub struct TarReader<R> {
     stream: R,
     /// What is left of the entry's data and of its padding.
     data: u64,
     padding: u64,
-    global: BTreeMap<String, Vec<u8>>,
 }
 
-type Records = BTreeMap<String, Vec<u8>>;
+/// What precedes an entry's own header.
+#[derive(Default)]
+struct Extensions {
+    records: Option<Records>,
+    path: Option<Vec<u8>>,
+    link: Option<Vec<u8>>,
+}
 
-impl<R: Read> TarReader<R> {
+impl<R: Input> TarReader<R> {
     pub fn new(stream: R) -> Self {
-        Self { stream, data: 0, padding: 0, global: BTreeMap::new() }
+        Self { stream, data: 0, padding: 0 }
     }
 
     /// The next entry; `None` at the end. Whatever of the last one's data has not been read is skipped.
     pub fn next_entry(&mut self) -> Result<Option<Entry>, TarError> {
-        let mut records: Records = self.global.clone();
-        let (mut long_path, mut long_link) = (None, None);
+        fn once<T>(what: &'static str, slot: &mut Option<T>, value: T) -> Result<(), TarError> {
+            if slot.replace(value).is_some() { Err(TarError::Twice(what)) } else { Ok(()) }
+        }
+        let mut before = Extensions::default();
         loop {
             self.skip_rest()?;
-            let Some(header) = self.header()? else { return Ok(None) };
-            let size = header.entry_size().map_err(|_| TarError::Field("size"))?;
+            // An archive may simply end, too.
+            let Some(block) = self.block()? else { return Ok(None) };
+            let Some(header) = header::parse(&block)? else { return Ok(None) };
+            // As large as an offset into a file may be.
+            let size = header::unsigned(&header.as_old().size).ok_or(TarError::Field("size"))?;
             match header.entry_type() {
-                EntryType::XHeader => records.extend(parse_records(&self.extension(size)?)?),
-                EntryType::XGlobalHeader => {
-                    let global = parse_records(&self.extension(size)?)?;
-                    self.global.extend(global.clone());
-                    records.extend(global);
+                EntryType::XHeader => {
+                    let records = header::records(&self.extension(size)?)?;
+                    once("extended headers", &mut before.records, records)?;
                 }
-                EntryType::GNULongName => long_path = Some(text(self.extension(size)?)),
-                EntryType::GNULongLink => long_link = Some(text(self.extension(size)?)),
-                _ => return self.entry(&header, size, records, long_path, long_link).map(Some),
+                EntryType::GNULongName => once("long names", &mut before.path, text(self.extension(size)?))?,
+                EntryType::GNULongLink => once("long link targets", &mut before.link, text(self.extension(size)?))?,
+                // Skipped like a file, together with the label of a tape.
+                EntryType::XGlobalHeader => self.set_size(size),
+                other if other.as_byte() == b'V' => self.set_size(size),
+                _ => return self.entry(&header, size, before).map(Some),
             }
         }
     }
@@ -122,6 +176,16 @@ impl<R: Read> TarReader<R> {
         Ok(length)
     }
 
+    /// What of the current entry's data has not been read.
+    pub(super) fn data_left(&self) -> u64 {
+        self.data
+    }
+
+    /// What is read from; right after [`TarReader::next_entry`] the entry's data is next.
+    pub fn stream_mut(&mut self) -> &mut R {
+        &mut self.stream
+    }
+
     /// Reads what follows the end of the archive: it belongs to the layer's digest.
     pub fn drain(mut self) -> Result<(), TarError> {
         self.skip_rest()?;
@@ -131,11 +195,12 @@ impl<R: Read> TarReader<R> {
     fn skip_rest(&mut self) -> Result<(), TarError> {
         let rest = self.data + self.padding;
         (self.data, self.padding) = (0, 0);
-        let skipped = io::copy(&mut (&mut self.stream).take(rest), &mut io::sink()).map_err(TarError::Read)?;
-        if skipped == rest { Ok(()) } else { Err(TarError::CutOff) }
+        let there = rest == 0 || self.stream.skip(rest).map_err(TarError::Read)?;
+        if there { Ok(()) } else { Err(TarError::CutOff) }
     }
 
-    fn block(&mut self) -> Result<Option<[u8; BLOCK]>, TarError> {
+    /// The next block; `None` at the end of the stream.
+    pub(super) fn block(&mut self) -> Result<Option<[u8; BLOCK]>, TarError> {
         let mut block = [0; BLOCK];
         let mut filled = 0;
         while filled < BLOCK {
@@ -146,25 +211,6 @@ impl<R: Read> TarReader<R> {
             }
         }
         Ok(Some(block))
-    }
-
-    /// The next header; `None` at the end of the archive: a block of zeros, or simply nothing more.
-    fn header(&mut self) -> Result<Option<Header>, TarError> {
-        let Some(block) = self.block()? else { return Ok(None) };
-        if block.iter().all(|byte| *byte == 0) {
-            return Ok(None);
-        }
-        let header = Header::from_byte_slice(&block).clone();
-        // The checksum counts its own field as blanks.
-        let sum: u32 = block
-            .iter()
-            .enumerate()
-            .map(|(at, byte)| if (148..156).contains(&at) { u32::from(b' ') } else { u32::from(*byte) })
-            .sum();
-        if header.cksum().ok() != Some(sum) {
-            return Err(TarError::Checksum);
-        }
-        Ok(Some(header))
     }
 
     fn extension(&mut self, size: u64) -> Result<Vec<u8>, TarError> {
@@ -180,164 +226,72 @@ impl<R: Read> TarReader<R> {
         Ok(data)
     }
 
+    /// `size` is at most an `i64`'s: with its padding it does not overflow.
     fn set_size(&mut self, size: u64) {
         self.data = size;
         self.padding = size.wrapping_neg() % BLOCK as u64;
     }
 
-    fn entry(
-        &mut self,
-        header: &Header,
-        header_size: u64,
-        records: Records,
-        long_path: Option<Vec<u8>>,
-        long_link: Option<Vec<u8>>,
-    ) -> Result<Entry, TarError> {
-        let number = |name: &str| records.get(name).map(|value| parse_number(value));
-        let required = |name: &'static str, fallback: io::Result<u64>| match number(name) {
-            Some(value) => value.ok_or(TarError::Field(name)),
-            None => fallback.map_err(|_| TarError::Field(name)),
+    fn entry(&mut self, header: &Header, size: u64, before: Extensions) -> Result<Entry, TarError> {
+        let records = before.records.unwrap_or_default();
+        // An empty value means that there is none (pax(1)).
+        let record = |name: &str| records.get(name).filter(|value| !value.is_empty());
+        let field = |name: &'static str, fallback: &[u8]| {
+            let value = record(name).map_or_else(|| header::unsigned(fallback), |value| header::decimal(value));
+            value.filter(|value| i64::try_from(*value).is_ok()).ok_or(TarError::Field(name))
         };
-        let kind = kind(header)?;
-        let stored = match number("size") {
-            Some(value) => value.ok_or(TarError::Field("size"))?,
-            None => header_size,
+        let name = |what, record: Option<&Vec<u8>>, long: Option<Vec<u8>>, short: &[u8]| match (record, long) {
+            (Some(_), Some(_)) => Err(TarError::Twice(what)),
+            (Some(record), None) => Ok(record.clone()),
+            (None, Some(long)) => Ok(long),
+            (None, None) => Ok(short.to_owned()),
         };
-        // Links and directories have no data, whatever their size field says (pax(1)).
-        let stored = if matches!(kind, Kind::File | Kind::Other) { stored } else { 0 };
+        let old = header.as_old();
+        let mut path = name("names", record("path"), before.path, &header.path_bytes())?;
+        let link = header.link_name_bytes().unwrap_or_default();
+        let link = name("link targets", record("linkpath"), before.link, &link)?;
+        let mut kind = header::kind(header)?;
+        let size = if record("size").is_some() { field("size", b"")? } else { size };
+        // Everything else has no data, whatever its size field says (pax(1)).
+        let stored = if matches!(kind, Kind::File | Kind::Unknown(_)) { size } else { 0 };
         self.set_size(stored);
-        let path = records.get("path").cloned().or(long_path).unwrap_or_else(|| header.path_bytes().into_owned());
-        let link = records.get("linkpath").cloned().or(long_link);
-        let link = link.or_else(|| header.link_name_bytes().map(Into::into)).unwrap_or_default();
-        let mtime = match records.get("mtime") {
-            Some(value) => parse_time(value).ok_or(TarError::Field("mtime"))?,
-            None => (i64::try_from(header.mtime().map_err(|_| TarError::Field("mtime"))?).unwrap_or(0), 0),
+        if kind == Kind::File && path.ends_with(b"/") {
+            // In old archives a directory is a file of that name. With data in it, opinions differ.
+            if stored > 0 {
+                return Err(TarError::Field("name"));
+            }
+            kind = Kind::Directory;
+        }
+        let sparse = self.sparse(kind, header, &records)?;
+        if let Some(name) = sparse.as_ref().and_then(|sparse| sparse.name.as_ref()) {
+            path.clone_from(name);
+        }
+        let mtime = match record("mtime") {
+            Some(value) => header::time(value),
+            None => header::number(&old.mtime).map(|seconds| (seconds, 0)),
         };
-        let xattrs = records.iter().filter_map(|(key, value)| {
-            let name = key.strip_prefix("SCHILY.xattr.").or_else(|| key.strip_prefix("LIBARCHIVE.xattr-raw."))?;
-            Some((name.to_owned(), value.clone()))
+        let mode = header::unsigned(&old.mode).ok_or(TarError::Field("mode"))?;
+        let (uid, gid) = (field("uid", &old.uid)?, field("gid", &old.gid)?);
+        let stored = self.data;
+        let (size, pieces) = sparse.map_or((stored, None), |sparse| (sparse.size, Some(sparse.pieces)));
+        let xattrs = records.into_iter().filter_map(|(key, value)| {
+            let name = key.strip_prefix("SCHILY.xattr.")?.to_owned();
+            Some((name, value))
         });
-        let mut entry = Entry {
+        Ok(Entry {
             path,
             link,
             kind,
-            mode: header.mode().map_err(|_| TarError::Field("mode"))? & 0o7777,
-            uid: required("uid", header.uid())?,
-            gid: required("gid", header.gid())?,
-            mtime,
+            mode: (mode & 0o7777) as u32,
+            uid,
+            gid,
+            mtime: mtime.ok_or(TarError::Field("mtime"))?,
             xattrs: xattrs.collect(),
-            size: stored,
-            pieces: None,
-        };
-        self.read_sparse(header, &records, &mut entry)?;
-        Ok(entry)
+            size,
+            stored,
+            pieces,
+        })
     }
-
-    /// Finds the map of a sparse file, in the old GNU form and in PAX forms 0.0, 0.1 and 1.0 (GNU tar manual, "Storing
-    /// Sparse Files").
-    fn read_sparse(&mut self, header: &Header, records: &Records, entry: &mut Entry) -> Result<(), TarError> {
-        let number = |name: &str| records.get(name).and_then(|value| parse_number(value));
-        let pieces = if header.entry_type() == EntryType::GNUSparse {
-            let gnu = header.as_gnu().ok_or(TarError::SparseMap)?;
-            entry.size = gnu.real_size().map_err(|_| TarError::SparseMap)?;
-            Some(self.old_map(gnu)?)
-        } else if records.contains_key("GNU.sparse.major") {
-            entry.size = number("GNU.sparse.realsize").ok_or(TarError::SparseMap)?;
-            Some(self.map_in_data()?)
-        } else if let Some(map) = records.get("GNU.sparse.map") {
-            entry.size = number("GNU.sparse.size").ok_or(TarError::SparseMap)?;
-            let numbers: Option<Vec<u64>> = map.split(|byte| *byte == b',').map(parse_number).collect();
-            Some(pairs(&numbers.ok_or(TarError::SparseMap)?)?)
-        } else {
-            None
-        };
-        let Some(pieces) = pieces else { return Ok(()) };
-        if let Some(name) = records.get("GNU.sparse.name") {
-            entry.path.clone_from(name);
-        }
-        // In order, inside the file, and as much as there is data.
-        let (mut end, mut sum) = (0_u64, 0_u64);
-        for (offset, length) in &pieces {
-            let next = offset.checked_add(*length).filter(|next| *offset >= end && *next <= entry.size);
-            end = next.ok_or(TarError::SparseMap)?;
-            sum += length;
-        }
-        if sum != self.data {
-            return Err(TarError::SparseMap);
-        }
-        entry.pieces = Some(pieces);
-        Ok(())
-    }
-
-    fn old_map(&mut self, gnu: &tar::GnuHeader) -> Result<Vec<(u64, u64)>, TarError> {
-        let mut pieces = Vec::new();
-        let mut add = |sparse: &tar::GnuSparseHeader| -> Result<(), TarError> {
-            if !sparse.is_empty() {
-                let offset = sparse.offset().map_err(|_| TarError::SparseMap)?;
-                let length = sparse.length().map_err(|_| TarError::SparseMap)?;
-                pieces.push((offset, length));
-            }
-            if pieces.len() > MAX_PIECES { Err(TarError::SparseMap) } else { Ok(()) }
-        };
-        gnu.sparse.iter().try_for_each(&mut add)?;
-        let mut extended = gnu.is_extended();
-        while extended {
-            let block = self.block()?.ok_or(TarError::CutOff)?;
-            let mut more = tar::GnuExtSparseHeader::new();
-            more.as_mut_bytes().copy_from_slice(&block);
-            more.sparse.iter().try_for_each(&mut add)?;
-            extended = more.is_extended();
-        }
-        Ok(pieces)
-    }
-
-    /// PAX form 1.0: decimal numbers, a line each, before the data, padded to a block.
-    fn map_in_data(&mut self) -> Result<Vec<(u64, u64)>, TarError> {
-        let mut numbers = Vec::new();
-        let mut wanted = 1;
-        let mut line = Vec::new();
-        while numbers.len() < wanted {
-            let mut block = [0; BLOCK];
-            let mut filled = 0;
-            while filled < BLOCK {
-                match self.read_data(&mut block[filled..])? {
-                    0 => return Err(TarError::SparseMap),
-                    length => filled += length,
-                }
-            }
-            for byte in block {
-                if numbers.len() == wanted {
-                    break;
-                }
-                if byte != b'\n' {
-                    line.push(byte);
-                    continue;
-                }
-                let number = parse_number(&line).ok_or(TarError::SparseMap)?;
-                line.clear();
-                if numbers.is_empty() && wanted == 1 {
-                    let count = usize::try_from(number).unwrap_or(usize::MAX);
-                    if count > MAX_PIECES {
-                        return Err(TarError::SparseMap);
-                    }
-                    wanted = 1 + 2 * count;
-                }
-                numbers.push(number);
-            }
-            if line.len() > 20 {
-                return Err(TarError::SparseMap);
-            }
-        }
-        pairs(&numbers[1..])
-    }
-}
-
-fn pairs(numbers: &[u64]) -> Result<Vec<(u64, u64)>, TarError> {
-    let (pairs, rest) = numbers.as_chunks::<2>();
-    if !rest.is_empty() || pairs.len() > MAX_PIECES {
-        return Err(TarError::SparseMap);
-    }
-    Ok(pairs.iter().map(|[offset, length]| (*offset, *length)).collect())
 }
 
 fn read_some(stream: &mut impl Read, buffer: &mut [u8]) -> Result<usize, TarError> {
@@ -346,64 +300,6 @@ fn read_some(stream: &mut impl Read, buffer: &mut [u8]) -> Result<usize, TarErro
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             other => return other.map_err(TarError::Read),
         }
-    }
-}
-
-fn kind(header: &Header) -> Result<Kind, TarError> {
-    let device = |character| {
-        let number = |field: io::Result<Option<u32>>| field.ok().flatten().ok_or(TarError::Field("device number"));
-        Ok(Kind::Device { character, major: number(header.device_major())?, minor: number(header.device_minor())? })
-    };
-    match header.entry_type() {
-        // In an old archive a directory is a file whose name ends in a slash.
-        EntryType::Regular if header.path_bytes().ends_with(b"/") => Ok(Kind::Directory),
-        EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => Ok(Kind::File),
-        EntryType::Directory => Ok(Kind::Directory),
-        EntryType::Symlink => Ok(Kind::Symlink),
-        EntryType::Link => Ok(Kind::HardLink),
-        EntryType::Fifo => Ok(Kind::Fifo),
-        EntryType::Char => device(true),
-        EntryType::Block => device(false),
-        _ => Ok(Kind::Other),
-    }
-}
-
-fn parse_records(data: &[u8]) -> Result<Records, TarError> {
-    let mut records = Records::new();
-    let mut old_map: Vec<Vec<u8>> = Vec::new();
-    for record in PaxExtensions::new(data) {
-        let record = record.map_err(|_| TarError::Field("PAX record"))?;
-        let key = record.key().map_err(|_| TarError::Field("PAX record"))?;
-        match key {
-            // Form 0.0 repeats these two for each piece, in order; it is turned into form 0.1.
-            "GNU.sparse.offset" | "GNU.sparse.numbytes" => old_map.push(record.value_bytes().to_vec()),
-            _ => drop(records.insert(key.to_owned(), record.value_bytes().to_vec())),
-        }
-    }
-    if !old_map.is_empty() {
-        records.entry("GNU.sparse.map".to_owned()).or_insert_with(|| old_map.join(&b','));
-    }
-    Ok(records)
-}
-
-fn parse_number(text: &[u8]) -> Option<u64> {
-    std::str::from_utf8(text).ok()?.parse().ok()
-}
-
-/// Seconds with an optional fraction.
-fn parse_time(text: &[u8]) -> Option<(i64, u32)> {
-    let text = std::str::from_utf8(text).ok()?;
-    let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let seconds: i64 = seconds.parse().ok()?;
-    if !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    let nanoseconds: u32 = format!("{fraction:0<9}")[..9].parse().ok()?;
-    // Before the epoch the fraction counts backwards.
-    if text.starts_with('-') && nanoseconds > 0 {
-        Some((seconds - 1, 1_000_000_000 - nanoseconds))
-    } else {
-        Some((seconds, nanoseconds))
     }
 }
 

@@ -6,8 +6,8 @@
 
 use std::{
     collections::BTreeSet,
-    ffi::{OsStr, OsString},
-    fs::File,
+    ffi::OsStr,
+    fs::{self, File},
     io,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
@@ -18,31 +18,48 @@ use std::{
 
 use nix::{
     errno::Errno,
-    fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2},
+    fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat, openat2, readlinkat},
     sys::{
         stat::{
-            FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, fstatat, mkdirat, mknodat,
-            utimensat,
+            FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmodat, fstat, fstatat, mkdirat, mknodat, utimensat,
         },
         time::TimeSpec,
     },
     unistd::{Gid, LinkatFlags, Uid, UnlinkatFlags, fchownat, linkat, symlinkat, unlinkat},
 };
 
+use super::links::{TreeError, resolve};
 use crate::sys::remove_tree::remove_tree_at;
 
+type Result<T> = std::result::Result<T, TreeError>;
+
 /// A directory tree by its root's descriptor.
-pub(super) struct Tree {
+pub(in crate::image) struct Tree {
     root: OwnedFd,
+    /// Where that is, for recognising paths below it.
+    root_path: PathBuf,
     /// The directory that was used last: entries come in order of their directories.
-    last: Option<(PathBuf, OwnedFd)>,
+    last: Option<Place>,
     /// Directories that no entry has described (yet).
     implied: BTreeSet<PathBuf>,
+    /// The same, but these are not those of lower layers: the archive has a whiteout for them.
+    anew: BTreeSet<PathBuf>,
+    /// How many of them were made.
+    made: u64,
+}
+
+/// An open directory.
+struct Place {
+    /// As the archive says it.
+    given: PathBuf,
+    /// With its links resolved.
+    real: PathBuf,
+    fd: OwnedFd,
 }
 
 /// Owner, permissions and times, as an entry gives them.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Attributes {
+pub(in crate::image) struct Attributes {
     pub mode: u32,
     pub uid: u32,
     pub gid: u32,
@@ -50,137 +67,240 @@ pub(super) struct Attributes {
 }
 
 impl Tree {
-    pub(super) fn open(root: &Path) -> io::Result<Self> {
+    pub(in crate::image) fn open(root: &Path) -> Result<Self> {
         let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-        let root = nix::fcntl::open(root, flags, Mode::empty())?;
-        Ok(Self { root, last: None, implied: BTreeSet::new() })
+        let root = open(root, flags, Mode::empty())?;
+        let root_path = path_of(&root)?;
+        // Nobody has described the root either.
+        Ok(Self {
+            root,
+            root_path,
+            last: None,
+            implied: BTreeSet::from([PathBuf::new()]),
+            anew: BTreeSet::new(),
+            made: 0,
+        })
     }
 
-    /// The directories that were made only because something is in them.
-    pub(super) fn into_implied(self) -> Vec<PathBuf> {
-        self.implied.into_iter().collect()
+    /// The directories that were made only because something is in them, and the root if no entry is for it.
+    pub(in crate::image) fn implied(&self) -> &BTreeSet<PathBuf> {
+        &self.implied
+    }
+
+    /// All directories whose time nobody has given.
+    pub(in crate::image) fn timeless(&self) -> impl Iterator<Item = &PathBuf> {
+        self.implied.iter().chain(&self.anew)
+    }
+
+    /// How many directories were made without an entry of their own since the last call.
+    pub(in crate::image) fn take_made(&mut self) -> u64 {
+        std::mem::take(&mut self.made)
     }
 
     /// Opens the directory `path`, making what is missing of it when `make` says so.
-    fn directory(&mut self, path: &Path, make: bool) -> io::Result<BorrowedFd<'_>> {
-        if self.last.as_ref().is_none_or(|(known, _)| known != path) {
+    fn directory(&mut self, path: &Path, make: bool) -> Result<&Place> {
+        if self.last.as_ref().is_none_or(|place| place.given != path) {
             let fd = self.open_directory(path, make)?;
-            self.last = Some((path.to_owned(), fd));
+            let full = path_of(&fd)?;
+            let real =
+                full.strip_prefix(&self.root_path).map_err(|_| TreeError::Hostile("it is elsewhere"))?.to_owned();
+            self.last = Some(Place { given: path.to_owned(), real, fd });
         }
-        match &self.last {
-            Some((_, fd)) => Ok(fd.as_fd()),
-            None => Err(io::ErrorKind::NotFound.into()),
-        }
+        self.last.as_ref().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound).into())
     }
 
-    fn open_directory(&mut self, path: &Path, make: bool) -> io::Result<OwnedFd> {
-        let how = OpenHow::new()
-            .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
-            .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        match openat2(&self.root, path, how) {
-            Err(Errno::ENOENT) if make => {}
-            other => return Ok(other?),
+    /// The directory that `path` is in, and its name there.
+    fn parent<'a>(&mut self, path: &'a Path, make: bool) -> Result<(&Place, &'a OsStr)> {
+        let (parent, name) = split(path)?;
+        Ok((self.directory(parent, make)?, name))
+    }
+
+    fn open_directory(&mut self, path: &Path, make: bool) -> Result<OwnedFd> {
+        match self.resolve(path) {
+            Err(TreeError::Io(error)) if make && matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => {
+            }
+            other => return other,
         }
         let (parent, name) = split(path)?;
         let above = self.open_directory(parent, true)?;
+        let opaque = match fstatat(&above, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Err(Errno::ENOENT) => false,
+            Err(error) => return Err(error.into()),
+            // It was removed from below and made anew: nothing of what is below may show.
+            Ok(stat) if is_whiteout(&stat) => {
+                unlinkat(&above, name, UnlinkatFlags::NoRemoveDir)?;
+                true
+            }
+            Ok(stat) if kind(&stat) == SFlag::S_IFLNK => {
+                return Err(TreeError::Hostile("through a link that leads nowhere, or to the outside"));
+            }
+            Ok(_) => return Err(Errno::ENOTDIR.into()),
+        };
         mkdirat(&above, name, Mode::from_bits_truncate(0o755))?;
-        self.implied.insert(path.to_owned());
-        Ok(openat2(&self.root, path, how)?)
+        self.made += 1;
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let made = openat(&above, name, flags, Mode::empty())?;
+        // The umask has cut the mode, and a directory with the setgid bit passes on its group.
+        fchownat(&above, name, Some(Uid::from_raw(0)), Some(Gid::from_raw(0)), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        fchmodat(&above, name, Mode::from_bits_truncate(0o755), FchmodatFlags::FollowSymlink)?;
+        if opaque {
+            mark_opaque(made.as_fd())?;
+        }
+        let full = path_of(&made)?;
+        let list = if opaque { &mut self.anew } else { &mut self.implied };
+        list.extend(full.strip_prefix(&self.root_path).ok().map(Path::to_owned));
+        Ok(made)
+    }
+
+    /// Opens a directory that is there.
+    fn resolve(&self, path: &Path) -> Result<OwnedFd> {
+        let how = |extra| {
+            OpenHow::new()
+                .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
+                .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS | extra)
+        };
+        match openat2(&self.root, or_dot(path), how(ResolveFlag::empty())) {
+            // An absolute link, which may be honest, or one that climbs above the root.
+            Err(Errno::EXDEV) => {
+                let real = resolve(path, |path| self.link_target(path))?;
+                Ok(openat2(&self.root, or_dot(&real), how(ResolveFlag::RESOLVE_NO_SYMLINKS))?)
+            }
+            Err(Errno::ELOOP) => Err(TreeError::Hostile("through a loop of links")),
+            other => Ok(other?),
+        }
+    }
+
+    fn link_target(&self, path: &Path) -> io::Result<Option<PathBuf>> {
+        let how = OpenHow::new()
+            .flags(OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
+        let entry = match openat2(&self.root, path, how) {
+            Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(None),
+            other => other?,
+        };
+        if kind(&fstat(&entry)?) != SFlag::S_IFLNK {
+            return Ok(None);
+        }
+        Ok(Some(readlinkat(&entry, "")?.into()))
     }
 
     /// What is there under this name.
-    fn stat(&mut self, path: &Path) -> io::Result<Option<FileStat>> {
-        let (parent, name) = split(path)?;
-        let parent = match self.directory(parent, false) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+    fn stat(&mut self, path: &Path) -> Result<Option<FileStat>> {
+        let (parent, name) = match self.parent(path, false) {
+            Err(TreeError::Io(error)) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => {
+                return Ok(None);
+            }
             other => other?,
         };
-        match fstatat(parent, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+        match fstatat(&parent.fd, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
             Err(Errno::ENOENT) => Ok(None),
             other => Ok(Some(other?)),
         }
     }
 
     /// Removes what is there under this name, a directory with all that is in it.
-    fn remove(&mut self, path: &Path) -> io::Result<()> {
+    pub(super) fn remove(&mut self, path: &Path) -> Result<()> {
         let Some(stat) = self.stat(path)? else { return Ok(()) };
-        let (parent, name) = split(path)?;
-        let name = name.to_owned();
-        let is_directory = kind(&stat) == SFlag::S_IFDIR;
-        if is_directory {
-            // The descriptor kept may be of something below.
-            self.last = None;
-            self.implied.retain(|known| !known.starts_with(path));
-        }
-        let parent = self.directory(parent, false)?;
-        if is_directory {
-            remove_tree_at(parent, &name)
+        let (parent, name) = self.parent(path, false)?;
+        if kind(&stat) == SFlag::S_IFDIR {
+            let real = parent.real.join(name);
+            remove_tree_at(parent.fd.as_fd(), name)?;
+            for list in [&mut self.implied, &mut self.anew] {
+                // What is in a directory comes right after it.
+                let gone = list.range(real.clone()..).take_while(|known| known.starts_with(&real));
+                for path in gone.cloned().collect::<Vec<_>>() {
+                    list.remove(&path);
+                }
+            }
         } else {
-            Ok(unlinkat(parent, name.as_os_str(), UnlinkatFlags::NoRemoveDir)?)
+            unlinkat(&parent.fd, name, UnlinkatFlags::NoRemoveDir)?;
         }
+        Ok(())
     }
 
-    /// Makes the directory `path`, or keeps the one that is there.
-    pub(super) fn make_directory(&mut self, path: &Path) -> io::Result<()> {
-        let mut opaque = false;
-        match self.stat(path)? {
-            Some(stat) if kind(&stat) == SFlag::S_IFDIR => {
-                self.implied.remove(path);
-                return Ok(());
-            }
-            // It was removed from below and made anew: nothing of what is below may show.
-            Some(stat) if is_whiteout(&stat) => opaque = true,
-            _ => {}
+    /// Makes the directory `path`, or keeps the one that is there. Returns its path without links.
+    pub(in crate::image) fn make_directory(&mut self, path: &Path) -> Result<PathBuf> {
+        let stat = self.stat(path)?;
+        let there = stat.is_some_and(|stat| kind(&stat) == SFlag::S_IFDIR);
+        if !there {
+            self.remove(path)?;
         }
-        self.remove(path)?;
-        let (parent, name) = split(path)?;
-        let name = name.to_owned();
-        mkdirat(self.directory(parent, true)?, name.as_os_str(), Mode::from_bits_truncate(0o755))?;
-        if opaque { self.make_opaque(path) } else { Ok(()) }
+        let (parent, name) = self.parent(path, true)?;
+        let real = parent.real.join(name);
+        if !there {
+            mkdirat(&parent.fd, name, Mode::from_bits_truncate(0o755))?;
+            // It was removed from below and made anew: nothing of what is below may show.
+            if stat.is_some_and(|stat| is_whiteout(&stat)) {
+                self.make_opaque(path)?;
+            }
+        }
+        self.implied.remove(&real);
+        self.anew.remove(&real);
+        Ok(real)
     }
 
     /// Makes an empty file in the place of whatever is there.
-    pub(super) fn make_file(&mut self, path: &Path) -> io::Result<File> {
+    pub(super) fn make_file(&mut self, path: &Path) -> Result<File> {
         self.remove(path)?;
-        let (parent, name) = split(path)?;
-        let name = name.to_owned();
+        let (parent, name) = self.parent(path, true)?;
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let parent = self.directory(parent, true)?;
-        Ok(openat(parent, name.as_os_str(), flags, Mode::from_bits_truncate(0o600))?.into())
+        Ok(openat(&parent.fd, name, flags, Mode::from_bits_truncate(0o600))?.into())
     }
 
-    pub(super) fn make_symlink(&mut self, path: &Path, target: &[u8]) -> io::Result<()> {
+    pub(super) fn make_symlink(&mut self, path: &Path, target: &[u8]) -> Result<()> {
         self.remove(path)?;
-        let (parent, name) = split(path)?;
-        let name = name.to_owned();
-        Ok(symlinkat(OsStr::from_bytes(target), self.directory(parent, true)?, name.as_os_str())?)
+        let (parent, name) = self.parent(path, true)?;
+        Ok(symlinkat(OsStr::from_bytes(target), &parent.fd, name)?)
     }
 
-    /// Gives the file `target` another name. Neither is followed.
-    pub(super) fn make_hard_link(&mut self, path: &Path, target: &Path) -> io::Result<()> {
-        if path == target {
-            return Ok(());
-        }
+    /// Gives the file `target` another name. Neither is followed. False if there is no such file in this layer; then what was
+    /// at `path` is removed.
+    pub(super) fn make_hard_link(&mut self, path: &Path, target: &Path) -> Result<bool> {
         let (from, old) = split(target)?;
-        let from = self.open_directory(from, false)?;
-        let stat = fstatat(&from, old, AtFlags::AT_SYMLINK_NOFOLLOW)?;
-        if kind(&stat) == SFlag::S_IFDIR || is_whiteout(&stat) {
-            return Err(io::Error::other("its target is not a file"));
+        let found = match self.resolve(from) {
+            Ok(from) => match fstatat(&from, old, AtFlags::AT_SYMLINK_NOFOLLOW) {
+                Ok(stat) => Some((from, stat)),
+                Err(Errno::ENOENT) => None,
+                Err(error) => return Err(error.into()),
+            },
+            Err(TreeError::Io(error)) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        if path == target {
+            return Ok(found.is_some());
+        }
+        let Some((from, stat)) = found.filter(|(_, stat)| !is_whiteout(stat)) else {
+            self.remove(path)?;
+            return Ok(false);
+        };
+        if kind(&stat) == SFlag::S_IFDIR {
+            return Err(TreeError::Hostile("a hard link to a directory"));
         }
         self.remove(path)?;
-        let (parent, name) = split(path)?;
-        let name = name.to_owned();
-        Ok(linkat(&from, old, self.directory(parent, true)?, name.as_os_str(), LinkatFlags::empty())?)
+        let (parent, name) = self.parent(path, true)?;
+        linkat(&from, old, &parent.fd, name, LinkatFlags::empty())?;
+        Ok(true)
     }
 
-    pub(super) fn make_fifo(&mut self, path: &Path) -> io::Result<()> {
+    /// Gives the file `name` of another layer's directory a name here.
+    pub(in crate::image) fn adopt(&mut self, path: &Path, directory: &OwnedFd, name: &OsStr) -> Result<()> {
+        self.remove(path)?;
+        let (parent, new) = self.parent(path, true)?;
+        Ok(linkat(directory, name, &parent.fd, new, LinkatFlags::empty())?)
+    }
+
+    /// Makes the directory `path` and those above it, without describing them.
+    pub(in crate::image) fn make_implied(&mut self, path: &Path) -> Result<()> {
+        self.directory(path, true).map(drop)
+    }
+
+    pub(super) fn make_fifo(&mut self, path: &Path) -> Result<()> {
         self.make_node(path, SFlag::S_IFIFO)
     }
 
     /// Hides what lower layers have under this name: for overlayfs a character device 0:0. What this layer itself has there
     /// stays, with nothing of the lower layers showing through.
-    pub(super) fn make_whiteout(&mut self, path: &Path) -> io::Result<()> {
+    pub(super) fn make_whiteout(&mut self, path: &Path) -> Result<()> {
         match self.stat(path)? {
             None => self.make_node(path, SFlag::S_IFCHR),
             Some(stat) if kind(&stat) == SFlag::S_IFDIR => self.make_opaque(path),
@@ -189,70 +309,58 @@ impl Tree {
     }
 
     /// Hides all that lower layers have in this directory.
-    pub(super) fn make_opaque(&mut self, path: &Path) -> io::Result<()> {
+    pub(in crate::image) fn make_opaque(&mut self, path: &Path) -> Result<()> {
         let directory = self.directory(path, true)?;
-        set_xattr(directory, OsStr::new("."), "trusted.overlay.opaque", b"y")
+        Ok(mark_opaque(directory.fd.as_fd())?)
     }
 
-    fn make_node(&mut self, path: &Path, node: SFlag) -> io::Result<()> {
+    fn make_node(&mut self, path: &Path, node: SFlag) -> Result<()> {
         self.remove(path)?;
-        let (parent, name) = split(path)?;
-        let name = name.to_owned();
-        Ok(mknodat(self.directory(parent, true)?, name.as_os_str(), node, Mode::from_bits_truncate(0o600), 0)?)
+        let (parent, name) = self.parent(path, true)?;
+        Ok(mknodat(&parent.fd, name, node, Mode::from_bits_truncate(0o600), 0)?)
     }
 
     /// Sets owner, permissions, extended attributes and times, in the order in which none undoes another: a change of owner
     /// drops setuid bits and capabilities, everything else changes times.
-    pub(super) fn set_attributes<'a>(
+    pub(in crate::image) fn set_attributes<'a>(
         &mut self,
         path: &Path,
         attributes: &Attributes,
         xattrs: impl Iterator<Item = (&'a String, &'a Vec<u8>)>,
-    ) -> io::Result<()> {
+    ) -> Result<()> {
         let (parent, name) = if path.as_os_str().is_empty() {
-            (self.root.as_fd(), OsString::from("."))
+            self.implied.remove(path);
+            (self.root.as_fd(), OsStr::new("."))
         } else {
-            let (parent, name) = split(path)?;
-            let name = name.to_owned();
-            (self.directory(parent, false)?, name)
+            let (parent, name) = self.parent(path, false)?;
+            (parent.fd.as_fd(), name)
         };
+        let no_follow = AtFlags::AT_SYMLINK_NOFOLLOW;
         let Attributes { mode, uid, gid, .. } = *attributes;
-        fchownat(
-            parent,
-            name.as_os_str(),
-            Some(Uid::from_raw(uid)),
-            Some(Gid::from_raw(gid)),
-            AtFlags::AT_SYMLINK_NOFOLLOW,
-        )?;
-        let stat = fstatat(parent, name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW)?;
-        let symlink = kind(&stat) == SFlag::S_IFLNK;
-        if !symlink {
+        fchownat(parent, name, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), no_follow)?;
+        let kind = kind(&fstatat(parent, name, no_follow)?);
+        if kind != SFlag::S_IFLNK {
             // Not a link, and nobody but us changes the tree.
-            fchmodat(parent, name.as_os_str(), Mode::from_bits_truncate(mode), FchmodatFlags::FollowSymlink)?;
+            fchmodat(parent, name, Mode::from_bits_truncate(mode), FchmodatFlags::FollowSymlink)?;
         }
         for (key, value) in xattrs {
-            // Links cannot have attributes of users (xattr(7)).
-            if !(symlink && key.starts_with("user.")) {
-                set_xattr(parent, &name, key, value)?;
+            // Only files and directories can have attributes of users (xattr(7)).
+            if matches!(kind, SFlag::S_IFREG | SFlag::S_IFDIR) || !key.starts_with("user.") {
+                set_xattr(parent, name, key, value)?;
             }
         }
-        set_times(parent, &name, attributes.mtime)
+        Ok(set_times(parent, name, attributes.mtime)?)
     }
 
-    /// Sets the times of a directory again, after all that was made in it.
-    pub(super) fn set_directory_times(&mut self, path: &Path, mtime: (i64, u32)) -> io::Result<()> {
-        let directory = match self.open_directory(path, false) {
+    /// Sets the times of a directory again, after all that was made in it. `real` is a path without links in it.
+    pub(in crate::image) fn set_directory_times(&self, real: &Path, mtime: (i64, u32)) -> Result<()> {
+        match self.resolve(real) {
+            Ok(directory) => Ok(set_times(directory.as_fd(), OsStr::new("."), mtime)?),
             // Replaced by something else later in the archive.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => return Ok(()),
-            other => other?,
-        };
-        set_times(directory.as_fd(), OsStr::new("."), mtime)
+            Err(TreeError::Io(error)) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
-}
-
-/// Sets owner and permissions of an open file; see [`Tree::set_attributes`] for the rest.
-pub(super) fn set_mode(file: &File, mode: u32) -> io::Result<()> {
-    Ok(fchmod(file, Mode::from_bits_truncate(mode))?)
 }
 
 fn set_times(parent: BorrowedFd<'_>, name: &OsStr, (seconds, nanoseconds): (i64, u32)) -> io::Result<()> {
@@ -260,21 +368,46 @@ fn set_times(parent: BorrowedFd<'_>, name: &OsStr, (seconds, nanoseconds): (i64,
     Ok(utimensat(parent, name, &time, &time, UtimensatFlags::NoFollowSymlink)?)
 }
 
-/// lsetxattr(2) by a path through the parent's descriptor: there is no call that takes both.
-fn set_xattr(parent: BorrowedFd<'_>, name: &OsStr, key: &str, value: &[u8]) -> io::Result<()> {
-    let path = Path::new("/proc/self/fd").join(parent.as_raw_fd().to_string()).join(name);
-    xattr::set(path, key, value)
+fn mark_opaque(directory: BorrowedFd<'_>) -> io::Result<()> {
+    set_xattr(directory, OsStr::new("."), OPAQUE, b"y")
 }
 
-fn kind(stat: &FileStat) -> SFlag {
+/// What makes overlayfs take a directory for opaque.
+pub(in crate::image) const OPAQUE: &str = "trusted.overlay.opaque";
+
+/// lsetxattr(2) by a path through the parent's descriptor: there is no call that takes both.
+fn set_xattr(parent: BorrowedFd<'_>, name: &OsStr, key: &str, value: &[u8]) -> io::Result<()> {
+    xattr::set(fd_path(parent).join(name), key, value)
+}
+
+fn fd_path(fd: BorrowedFd<'_>) -> PathBuf {
+    Path::new("/proc/self/fd").join(fd.as_raw_fd().to_string())
+}
+
+fn path_of(fd: &OwnedFd) -> io::Result<PathBuf> {
+    fs::read_link(fd_path(fd.as_fd()))
+}
+
+pub(in crate::image) fn kind(stat: &FileStat) -> SFlag {
     SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits())
 }
 
-fn is_whiteout(stat: &FileStat) -> bool {
+pub(in crate::image) fn is_directory(stat: &FileStat) -> bool {
+    kind(stat) == SFlag::S_IFDIR
+}
+
+pub(in crate::image) fn is_file(stat: &FileStat) -> bool {
+    kind(stat) == SFlag::S_IFREG
+}
+
+pub(in crate::image) fn is_whiteout(stat: &FileStat) -> bool {
     kind(stat) == SFlag::S_IFCHR && stat.st_rdev == 0
 }
 
 fn split(path: &Path) -> io::Result<(&Path, &OsStr)> {
-    let (parent, name) = path.parent().zip(path.file_name()).ok_or(io::ErrorKind::InvalidInput)?;
-    Ok((parent, name))
+    path.parent().zip(path.file_name()).ok_or_else(|| io::ErrorKind::InvalidInput.into())
+}
+
+fn or_dot(path: &Path) -> &Path {
+    if path.as_os_str().is_empty() { Path::new(".") } else { path }
 }
