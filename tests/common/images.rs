@@ -4,8 +4,7 @@ use std::{
     fs,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
-    process::Command,
-    sync::OnceLock,
+    sync::{LazyLock, OnceLock},
     time::Duration,
 };
 
@@ -34,6 +33,10 @@ const DEBIAN_PACKAGES: &[&str] = &[
     "xauth",
 ];
 
+/// The image's name: podspawn makes it itself.
+static DEBIAN: LazyLock<String> =
+    LazyLock::new(|| format!("bootstrap:debian/bookworm?include={}", DEBIAN_PACKAGES.join(",")));
+
 /// An image that tests use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Image {
@@ -47,7 +50,7 @@ impl Image {
     pub fn reference(self) -> &'static str {
         match self {
             Self::Busybox => "localhost/busybox:test",
-            Self::Debian => "localhost/debian:test",
+            Self::Debian => DEBIAN.as_str(),
         }
     }
 
@@ -120,29 +123,21 @@ pub fn busybox_tree(tree: &Path) {
 /// An image store with the Debian image in it.
 fn debian_store() -> PathBuf {
     let cache = cache();
-    // Its content is part of the name, so that a longer list makes another image.
-    let root = cache.join(format!("debian-{:08x}", hash(&DEBIAN_PACKAGES.join(","))));
+    // Its content is part of the name, so that a longer list makes another image; and so is the form of the store.
+    let root = cache.join(format!("debian-{:08x}-2", hash(&DEBIAN)));
     let store = root.join("var/lib/podspawn/images");
     let _lock = lock(&cache.join("debian.lock"));
     if !root.join("complete").exists() {
         if root.exists() {
             fs::remove_dir_all(&root).unwrap();
         }
-        fs::create_dir_all(&store).unwrap();
-        let include = format!("--include={}", DEBIAN_PACKAGES.join(","));
-        let tar = cache.join("debian.tar");
-        let built = Run::new("mmdebstrap")
-            .args(["--variant=minbase", "--mode=root", "--quiet", "--format=tar", &include])
-            .args(["--customize-hook=rm -f \"$1/etc/resolv.conf\" \"$1/etc/hostname\"", "--skip=output/dev"])
-            .arg("bookworm")
-            .arg(&tar)
+        Run::new(binary())
+            .arg("--root")
+            .arg(&root)
+            .args(["-q", "pull", &DEBIAN])
             .deadline(Duration::from_secs(600))
-            .run();
-        built.ok();
-        let mut import = Command::new(binary());
-        import.arg("--root").arg(&root).args(["-q", "image", "import"]).arg(&tar).arg(Image::Debian.reference());
-        assert!(import.status().unwrap().success(), "the Debian image cannot be imported");
-        fs::remove_file(tar).unwrap();
+            .run()
+            .ok();
         fs::write(root.join("complete"), "").unwrap();
     }
     store

@@ -16,6 +16,9 @@ pub mod fido;
 mod guardian;
 pub mod images;
 pub mod leaks;
+pub mod oci;
+pub mod registry;
+pub mod snapshot;
 pub mod ssh;
 pub mod sshd;
 pub mod stream;
@@ -221,6 +224,18 @@ impl Host {
         let output = self.podspawn(arguments).arg("--json").run();
         output.ok();
         serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// The output of a command that prints JSON anyway.
+    pub fn json_of<I: IntoIterator<Item: AsRef<std::ffi::OsStr>>>(&self, arguments: I) -> serde_json::Value {
+        let output = self.podspawn(arguments).run();
+        output.ok();
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// The directory of the image store.
+    pub fn images(&self) -> PathBuf {
+        self.root.join("var/lib/podspawn/images")
     }
 
     /// The sessions as `list --json` shows them.
