@@ -13,7 +13,7 @@ use std::{
     os::{fd::OwnedFd, unix::fs::FileExt},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -22,8 +22,9 @@ use bytes::{Bytes, BytesMut};
 use nix::fcntl::{FallocateFlags, fallocate};
 use tokio::sync::Notify;
 
-/// What one channel may keep in memory.
+/// What one channel may keep in memory, and all together.
 const MEMORY_EACH: usize = 1 << 20;
+const MEMORY_ALL: usize = 32 << 20;
 
 /// Data that came in small pieces is put together to pieces of this size, so that what is kept is about what was sent: one
 /// byte alone would take sixty.
@@ -58,6 +59,7 @@ pub(super) struct Queues {
     file: File,
     slots: Mutex<Slots>,
     waiting: AtomicU64,
+    in_memory: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -68,7 +70,7 @@ struct Slots {
 
 impl Queues {
     pub(super) fn new(spool: OwnedFd) -> Self {
-        Self { file: spool.into(), slots: Mutex::default(), waiting: AtomicU64::new(0) }
+        Self { file: spool.into(), slots: Mutex::default(), waiting: AtomicU64::new(0), in_memory: AtomicUsize::new(0) }
     }
 
     pub(super) fn queue(self: &Arc<Self>) -> Queue {
@@ -133,6 +135,10 @@ impl Inner {
             _ => self.memory.push_back(data.into()),
         }
     }
+
+    fn bytes(&self) -> usize {
+        self.memory_bytes + self.spooled.iter().map(|(_, length)| length).sum::<usize>()
+    }
 }
 
 impl Queue {
@@ -146,9 +152,12 @@ impl Queue {
         if data.is_empty() || inner.discarding || inner.ended {
             return Ok(());
         }
-        if inner.spooled.is_empty() && inner.memory_bytes + data.len() <= MEMORY_EACH {
+        let all = self.all.in_memory.load(Ordering::Relaxed);
+        let fits = inner.memory_bytes + data.len() <= MEMORY_EACH && all + data.len() <= MEMORY_ALL;
+        if inner.spooled.is_empty() && fits {
             inner.keep(data);
             inner.memory_bytes += data.len();
+            self.all.in_memory.fetch_add(data.len(), Ordering::Relaxed);
         } else {
             self.spool(&mut inner, data)?;
         }
@@ -187,8 +196,8 @@ impl Queue {
     }
 
     fn clear(&self, inner: &mut Inner) {
-        let spooled: usize = inner.spooled.iter().map(|(_, length)| length).sum();
-        self.all.waiting.fetch_sub((inner.memory_bytes + spooled) as u64, Ordering::Relaxed);
+        self.all.waiting.fetch_sub(inner.bytes() as u64, Ordering::Relaxed);
+        self.all.in_memory.fetch_sub(inner.memory_bytes, Ordering::Relaxed);
         inner.memory.clear();
         inner.memory_bytes = 0;
         for (slot, _) in inner.spooled.drain(..) {
@@ -216,6 +225,7 @@ impl Queue {
         let data = match inner.memory.pop_front() {
             Some(data) => {
                 inner.memory_bytes -= data.len();
+                self.all.in_memory.fetch_sub(data.len(), Ordering::Relaxed);
                 data.freeze()
             }
             None => {
@@ -296,6 +306,25 @@ mod tests {
         drop(queue);
         assert_eq!(all.waiting.load(Ordering::Relaxed), 0);
         assert_eq!(all.slots.lock().unwrap().free.len(), 2);
+    }
+
+    #[test]
+    fn many_channels_share_a_bounded_memory() {
+        let all = queues();
+        let channels: Vec<Queue> = (0..100).map(|_| all.queue()).collect();
+        for (number, queue) in channels.iter().enumerate() {
+            queue.push(&vec![number as u8; MEMORY_EACH]).unwrap();
+        }
+        assert!(all.in_memory.load(Ordering::Relaxed) <= MEMORY_ALL);
+        for (number, queue) in channels.iter().enumerate() {
+            let mut left = MEMORY_EACH;
+            while left > 0 {
+                let data = runtime().block_on(queue.pop()).unwrap().unwrap();
+                assert!(data.iter().all(|byte| usize::from(*byte) == number));
+                left -= data.len();
+            }
+        }
+        assert_eq!(all.in_memory.load(Ordering::Relaxed), 0);
     }
 
     #[test]

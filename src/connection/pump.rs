@@ -1,6 +1,7 @@
 //! Moving bytes between a channel and the process behind it.
 
 use std::{
+    cell::RefCell,
     io,
     os::fd::{AsFd, AsRawFd, OwnedFd},
     sync::Arc,
@@ -19,8 +20,14 @@ use tokio::io::{Interest, unix::AsyncFd};
 use super::inbound::Queue;
 use crate::sys::async_fd;
 
-/// What is read from a process at once.
+/// What is read at once.
 const BUFFER: usize = 64 << 10;
+
+thread_local! {
+    /// Where all channels read to, one after the other, as hundreds of them would need much memory for buffers of their
+    /// own.
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; BUFFER].into_boxed_slice());
+}
 
 type Fd = Arc<AsyncFd<OwnedFd>>;
 
@@ -72,11 +79,10 @@ fn register(fd: OwnedFd) -> io::Result<Fd> {
 /// Sends what the process writes until it ends, waiting while the client takes no more. `extended` is the data type of
 /// RFC 4254, 5.2.
 pub(super) async fn copy_out(from: &AsyncFd<OwnedFd>, to: &ChannelWriteHalf<Msg>, extended: Option<u32>) {
-    let mut buffer = vec![0; BUFFER];
     loop {
-        let length = match read(from, &mut buffer).await {
-            Ok(0) => return,
-            Ok(length) => length,
+        let data = match read(from).await {
+            Ok(data) if data.is_empty() => return,
+            Ok(data) => data,
             // EIO is how a terminal's leader says that nobody has the other end open any more (pty(7)).
             Err(error) => {
                 if error.raw_os_error() != Some(libc::EIO) {
@@ -85,7 +91,6 @@ pub(super) async fn copy_out(from: &AsyncFd<OwnedFd>, to: &ChannelWriteHalf<Msg>
                 return;
             }
         };
-        let data = Bytes::copy_from_slice(&buffer[..length]);
         let sent = match extended {
             None => to.data_bytes(data).await,
             Some(kind) => to.extended_data_bytes(kind, data).await,
@@ -104,10 +109,17 @@ pub(super) async fn copy_errors(from: Option<&Fd>, to: &ChannelWriteHalf<Msg>) {
     }
 }
 
-async fn read(from: &AsyncFd<OwnedFd>, buffer: &mut [u8]) -> io::Result<usize> {
+/// Some data, none at the end.
+async fn read(from: &AsyncFd<OwnedFd>) -> io::Result<Bytes> {
+    let read = |fd: &AsyncFd<OwnedFd>| {
+        SCRATCH.with_borrow_mut(|buffer| {
+            let length = unistd::read(fd.get_ref(), buffer)?;
+            Ok(Bytes::copy_from_slice(&buffer[..length]))
+        })
+    };
     loop {
         let mut ready = from.readable().await?;
-        match ready.try_io(|fd| Ok(unistd::read(fd.get_ref(), buffer)?)) {
+        match ready.try_io(read) {
             Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
             Ok(result) => return result,
             Err(_would_block) => {}
