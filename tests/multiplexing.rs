@@ -4,56 +4,34 @@ mod common;
 
 use std::process::Child;
 
-use common::{Host, Output, Ssh, eventually};
-
-/// A master connection, which ends with it.
-struct Master<'a> {
-    host: &'a Host,
-    child: Child,
-}
-
-impl<'a> Master<'a> {
-    fn start(host: &'a Host) -> Self {
-        let child = host.ssh("ada", "").args(["-N", "-M", "-S", &socket(host)]).spawn();
-        eventually("the master's socket is there", || std::path::Path::new(&socket(host)).exists());
-        Self { host, child }
-    }
-
-    fn ssh(&self, command: &str) -> Ssh {
-        self.host.ssh("ada", command).args(["-S", &socket(self.host)])
-    }
-
-    #[track_caller]
-    fn run(&self, command: &str) -> Output {
-        self.ssh(command).run()
-    }
-}
-
-impl Drop for Master<'_> {
-    fn drop(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-}
-
-fn socket(host: &Host) -> String {
-    host.scratch().join("master").display().to_string()
-}
+use common::{Host, Master, eventually};
 
 #[test]
 fn a_connection_takes_any_number_of_commands_one_after_the_other() {
     let host = Host::new().user("ada").start();
-    let master = Master::start(&host);
+    let master = Master::start(&host, "ada", &[]);
     for number in 0..100 {
-        master.run(&format!("echo {number}")).ok().stdout(&format!("{number}\n"));
+        master.ssh(&format!("echo {number}")).run().ok().stdout(&format!("{number}\n"));
     }
     assert_eq!(host.processes("connection").len(), 1 + 4, "one connection, and four processes that wait for a client");
 }
 
 #[test]
+fn commands_that_end_before_their_input_make_room_for_others() {
+    let host = Host::new().user("ada").config("auth:\n  max_sessions: 2").start();
+    let master = Master::start(&host, "ada", &[]);
+    for _ in 0..6 {
+        let mut child = master.ssh("exit 3").args(["-o", "ProxyCommand=false"]).spawn();
+        let stdin = child.stdin.take();
+        assert_eq!(child.wait().unwrap().code(), Some(3));
+        drop(stdin);
+    }
+}
+
+#[test]
 fn as_many_channels_as_configured_are_open_at_once_and_the_next_is_refused() {
     let host = Host::new().user("ada").config("auth:\n  max_sessions: 10").start();
-    let master = Master::start(&host);
+    let master = Master::start(&host, "ada", &[]);
     let mut open: Vec<Child> = (0..10).map(|_| master.ssh("echo; exec cat").spawn()).collect();
     for child in &mut open {
         let mut byte = [0];
@@ -66,13 +44,13 @@ fn as_many_channels_as_configured_are_open_at_once_and_the_next_is_refused() {
         drop(child.stdin.take());
         assert!(child.wait().unwrap().success());
     }
-    master.run("echo room again").ok().stdout("room again\n");
+    master.ssh("echo room again").run().ok().stdout("room again\n");
 }
 
 #[test]
 fn a_channel_that_the_client_closes_ends_its_command_and_no_other() {
     let host = Host::new().user("ada").start();
-    let master = Master::start(&host);
+    let master = Master::start(&host, "ada", &[]);
     let mut stays = master.ssh("echo; exec cat").spawn();
     let mut goes = master.ssh("echo; exec sleep 1000").spawn();
     for child in [&mut stays, &mut goes] {
@@ -81,7 +59,7 @@ fn a_channel_that_the_client_closes_ends_its_command_and_no_other() {
     }
     goes.kill().unwrap();
     goes.wait().unwrap();
-    eventually("the command ends with its channel", || master.run("pidof sleep").status == Some(1));
+    eventually("the command ends with its channel", || master.ssh("pidof sleep").run().status == Some(1));
     drop(stays.stdin.take());
     assert!(stays.wait().unwrap().success());
 }

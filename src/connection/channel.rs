@@ -19,12 +19,11 @@ use tokio::{
     sync::mpsc,
     time::{Instant, sleep_until, timeout},
 };
-use tokio_util::sync::CancellationToken;
 
 use super::{
     control::{Attachment, Control},
-    inbound::Queue,
-    init_link::{InitLink, Said},
+    init_link::{Held, InitLink, Said, printable},
+    lines::Incoming,
     pump::{self, Streams},
     signals,
 };
@@ -54,10 +53,8 @@ pub(super) struct Line {
     pub id: ChannelId,
     pub handle: Handle,
     pub write: ChannelWriteHalf<Msg>,
-    pub queue: Arc<Queue>,
+    pub incoming: Incoming,
     pub events: mpsc::Receiver<ToChannel>,
-    /// Cancelled when the client has closed the channel or is gone.
-    pub closed: CancellationToken,
 }
 
 /// What the client asks of a running channel.
@@ -79,7 +76,7 @@ enum End {
 /// Runs the channel from request to close.
 pub(super) async fn run(start: Start, mut line: Line, control: Control) {
     let terminal = start.pty.is_some();
-    let closed = line.closed.clone();
+    let closed = line.incoming.closed.clone();
     let end = tokio::select! {
         end = work(start, &mut line, &control) => end,
         () = closed.cancelled() => return,
@@ -106,7 +103,6 @@ pub(super) async fn run(start: Start, mut line: Line, control: Control) {
         () = told => {}
         () = closed.cancelled() => {}
     }
-    line.queue.discard();
 }
 
 /// Shows a line of ours on the client's stderr.
@@ -127,9 +123,8 @@ async fn work(start: Start, line: &mut Line, control: &Control) -> End {
         Program::Command(command) => Some(String::from_utf8_lossy(command).into_owned()),
         Program::Sftp => Some("internal-sftp".to_owned()),
     };
-    let (id, mut said) = link.open();
-    let mut process = Process { link: link.clone(), id, running: true };
-    let exec = Exec { id, program, pty, env };
+    let (mut process, mut said) = link.open();
+    let exec = Exec { id: process.id(), program, pty, env };
     let started = async {
         link.send(&ToInit::Exec(Box::new(exec))).await.map_err(|error| error.to_string())?;
         tokio::select! {
@@ -142,10 +137,10 @@ async fn work(start: Start, line: &mut Line, control: &Control) -> End {
     let fds = match started.await {
         Ok(Some((FromInit::Started { .. }, fds))) => fds,
         Ok(Some((FromInit::Refused { status, message, .. }, _))) => {
-            process.running = false;
+            process.ended();
             return End::Failed(printable(&message), status);
         }
-        Ok(Some((FromInit::Exited { .. }, _)) | None) => return End::Cut(control.why_ended().await),
+        Ok(Some(_) | None) => return End::Cut(control.why_ended().await),
         Err(message) => return End::Failed(message, FAILED),
     };
     let Streams { input, output, errors, terminal } = match Streams::new(fds) {
@@ -153,7 +148,7 @@ async fn work(start: Start, line: &mut Line, control: &Control) -> End {
         Err(error) => return End::Failed(format!("the container's answer is of no use: {error}"), FAILED),
     };
     let mut status = None;
-    let Line { id: channel, handle, write, queue, events, .. } = line;
+    let Line { id: channel, handle, write, incoming, events } = line;
     let ended = async {
         // The session's end may be told before init's socket closes, and then nobody reads from that any more.
         status = tokio::select! {
@@ -166,7 +161,8 @@ async fn work(start: Start, line: &mut Line, control: &Control) -> End {
     };
     let outwards =
         async { tokio::join!(pump::copy_out(&output, write, None), pump::copy_errors(errors.as_ref(), write), ended) };
-    let inwards = async { tokio::join!(pump::copy_in(queue, input), obey(events, terminal.as_deref(), &process)) };
+    let inwards =
+        async { tokio::join!(pump::copy_in(&incoming.queue, input), obey(events, terminal.as_deref(), &process)) };
     // The second never ends: the end of the input is told to the process, which may go on.
     tokio::select! {
         _ = outwards => {}
@@ -174,31 +170,11 @@ async fn work(start: Start, line: &mut Line, control: &Control) -> End {
     }
     match status {
         Some(status) => {
-            process.running = false;
+            process.ended();
             control.command(described, status);
             End::Told
         }
         None => End::Cut(control.why_ended().await),
-    }
-}
-
-/// A process that init runs for us: hung up if we leave before it has ended.
-struct Process {
-    link: Arc<InitLink>,
-    id: u32,
-    running: bool,
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        self.link.close(self.id);
-        if self.running {
-            let (link, id) = (self.link.clone(), self.id);
-            tokio::spawn(async move {
-                // If init cannot be told it is gone, and the process with it.
-                let _ = link.send(&ToInit::Release { id }).await;
-            });
-        }
     }
 }
 
@@ -249,16 +225,10 @@ async fn session_ended(control: &Control) {
     let _ = control.attachment().wait_for(over).await;
 }
 
-/// One line without control characters: the text may come from inside the container.
-fn printable(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(1000).collect()
-}
-
 async fn wait_for_exit(said: &mut mpsc::Receiver<Said>) -> Option<ExitStatus> {
     loop {
-        match said.recv().await? {
-            (FromInit::Exited { status, .. }, _) => return Some(status),
-            (FromInit::Started { .. } | FromInit::Refused { .. }, _) => {}
+        if let (FromInit::Exited { status, .. }, _) = said.recv().await? {
+            return Some(status);
         }
     }
 }
@@ -274,7 +244,7 @@ async fn tell_status(handle: &Handle, id: ChannelId, status: ExitStatus) {
 }
 
 /// Does what the client asks while the process runs; never ends.
-async fn obey(events: &mut mpsc::Receiver<ToChannel>, terminal: Option<&AsyncFd<OwnedFd>>, process: &Process) {
+async fn obey(events: &mut mpsc::Receiver<ToChannel>, terminal: Option<&AsyncFd<OwnedFd>>, process: &Held) {
     while let Some(event) = events.recv().await {
         match (event, terminal) {
             (ToChannel::Resize { columns, rows, width_px, height_px }, Some(terminal)) => {
@@ -285,7 +255,7 @@ async fn obey(events: &mut mpsc::Receiver<ToChannel>, terminal: Option<&AsyncFd<
             (ToChannel::Resize { .. }, None) => {}
             (ToChannel::Signal(signal), _) => {
                 // If init cannot be told it is gone, and the process with it.
-                let _ = process.link.send(&ToInit::Signal { id: process.id, signal }).await;
+                let _ = process.send(&ToInit::Signal { id: process.id(), signal }).await;
             }
         }
     }

@@ -9,12 +9,12 @@ use russh::{
     server::{Auth, ChannelOpenHandle, Msg, PublicKeyOffer, Session, VerifiedPublicKey},
 };
 use tokio::{sync::mpsc, time::Instant};
-use tokio_util::sync::CancellationToken;
 
 use super::{
     channel::{self, Line, Start, ToChannel},
     control::Control,
-    inbound::{Queue, Queues},
+    inbound::Queues,
+    lines::Lines,
     signals,
     ssh_config::REJECTION,
     stream::LoggedIn,
@@ -34,6 +34,7 @@ const MAX_LOGIN: usize = 256;
 pub(super) struct Handler {
     control: Control,
     queues: Arc<Queues>,
+    lines: Arc<Lines>,
     logged_in: LoggedIn,
     accept_env: Vec<String>,
     max_sessions: usize,
@@ -45,9 +46,7 @@ pub(super) struct Handler {
 
 /// A session channel.
 struct Open {
-    queue: Arc<Queue>,
     to_task: mpsc::Sender<ToChannel>,
-    closed: CancellationToken,
     pty: Option<Pty>,
     env: Vec<(Bytes, Bytes)>,
     /// Until the client has said what to run.
@@ -62,9 +61,11 @@ impl Handler {
             ("SSH_CLIENT", format!("{peer_ip} {} {}", peer.port(), local.port())),
             ("SSH_CONNECTION", format!("{peer_ip} {} {local_ip} {}", peer.port(), local.port())),
         ];
+        let lines = Arc::new(Lines::new(queues.clone()));
         Self {
             control,
             queues,
+            lines,
             logged_in,
             accept_env: serve.settings.accept_env.clone(),
             max_sessions: serve.settings.max_sessions as usize,
@@ -187,11 +188,9 @@ impl russh::server::Handler for Handler {
         let id = channel.id();
         // Data comes through the callback below. With the read half gone russh does not wait for anybody to take it.
         let (_, write) = channel.split();
-        let queue = Arc::new(self.queues.queue());
         let (to_task, events) = mpsc::channel(WAITING);
-        let closed = CancellationToken::new();
-        let line = Line { id, handle: session.handle(), write, queue: queue.clone(), events, closed: closed.clone() };
-        self.channels.insert(id, Open { queue, to_task, closed, pty: None, env: Vec::new(), idle: Some(line) });
+        let line = Line { id, handle: session.handle(), write, incoming: self.lines.incoming(id), events };
+        self.channels.insert(id, Open { to_task, pty: None, env: Vec::new(), idle: Some(line) });
         reply.accept().await;
         Ok(())
     }
@@ -295,8 +294,7 @@ impl russh::server::Handler for Handler {
     }
 
     async fn data(&mut self, id: ChannelId, data: &[u8], session: &mut Session) -> Result<(), Error> {
-        let Some(open) = self.channels.get(&id) else { return Ok(()) };
-        if let Err(error) = open.queue.push(data) {
+        if let Err(error) = self.lines.push(id, data) {
             tracing::warn!("a client is disconnected: {error}");
             return session.disconnect(russh::Disconnect::ByApplication, &error.to_string(), "");
         }
@@ -304,24 +302,19 @@ impl russh::server::Handler for Handler {
     }
 
     async fn channel_eof(&mut self, id: ChannelId, _session: &mut Session) -> Result<(), Error> {
-        if let Some(open) = self.channels.get(&id) {
-            open.queue.end();
-        }
+        self.lines.end(id);
         Ok(())
     }
 
     async fn channel_close(&mut self, id: ChannelId, _session: &mut Session) -> Result<(), Error> {
-        if let Some(open) = self.channels.remove(&id) {
-            open.closed.cancel();
-        }
+        self.lines.close(id);
+        self.channels.remove(&id);
         Ok(())
     }
 }
 
 impl Drop for Handler {
     fn drop(&mut self) {
-        for open in self.channels.values() {
-            open.closed.cancel();
-        }
+        self.lines.close_all();
     }
 }

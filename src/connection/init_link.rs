@@ -1,17 +1,17 @@
-//! The socket to the container's init: what it says is untrusted input, and goes to the channel it is for.
+//! The socket to the container's init: what it says is untrusted input, and goes to whoever it is for.
 
 use std::{
     collections::HashMap,
     io,
     os::fd::OwnedFd,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use tokio::sync::mpsc;
 
 use crate::protocol::{FromInit, ToInit, wire::AsyncSocket};
 
-/// Messages of init for one channel that may wait. There are two in a process's life.
+/// Messages of init under one number that may wait. There are two in a process's life.
 const WAITING: usize = 8;
 
 /// A message for a channel, with its descriptors.
@@ -29,6 +29,13 @@ struct Table {
     channels: HashMap<u32, mpsc::Sender<Said>>,
 }
 
+/// Something that init does or keeps for us under a number. Dropping it gives it up.
+pub(super) struct Held {
+    link: Arc<InitLink>,
+    id: u32,
+    ended: bool,
+}
+
 impl InitLink {
     pub(super) fn new(socket: OwnedFd) -> io::Result<Self> {
         Ok(Self { socket: AsyncSocket::new(socket)?, table: Mutex::default() })
@@ -38,19 +45,14 @@ impl InitLink {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A number for a process, and where what init says of it arrives. It is dropped when the link ends.
-    pub(super) fn open(&self) -> (u32, mpsc::Receiver<Said>) {
+    /// A number for a process, and where what init says of it arrives. That ends when the link does.
+    pub(super) fn open(self: &Arc<Self>) -> (Held, mpsc::Receiver<Said>) {
         let (sender, receiver) = mpsc::channel(WAITING);
         let mut table = self.table();
         table.next += 1;
         let id = table.next;
         table.channels.insert(id, sender);
-        (id, receiver)
-    }
-
-    /// Forgets a number.
-    pub(super) fn close(&self, id: u32) {
-        self.table().channels.remove(&id);
+        (Held { link: self.clone(), id, ended: false }, receiver)
     }
 
     pub(super) async fn send(&self, message: &ToInit) -> io::Result<()> {
@@ -82,4 +84,38 @@ impl InitLink {
         }
         self.table().channels.clear();
     }
+}
+
+impl Held {
+    pub(super) fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// There is nothing left to give up.
+    pub(super) fn ended(&mut self) {
+        self.ended = true;
+    }
+
+    /// Tells init about it.
+    pub(super) async fn send(&self, message: &ToInit) -> io::Result<()> {
+        self.link.send(message).await
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.link.table().channels.remove(&self.id);
+        if !self.ended {
+            let (link, id) = (self.link.clone(), self.id);
+            tokio::spawn(async move {
+                // If init cannot be told it is gone, and with it whatever it had for us.
+                let _ = link.send(&ToInit::Release { id }).await;
+            });
+        }
+    }
+}
+
+/// One line without control characters: the text comes from inside the container.
+pub(super) fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(1000).collect()
 }

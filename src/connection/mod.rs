@@ -19,6 +19,7 @@ mod control;
 mod handler;
 mod inbound;
 mod init_link;
+mod lines;
 mod pump;
 mod sandbox;
 mod signals;

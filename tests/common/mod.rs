@@ -16,6 +16,7 @@ pub mod fido;
 mod guardian;
 pub mod images;
 pub mod leaks;
+pub mod master;
 pub mod oci;
 pub mod registry;
 pub mod snapshot;
@@ -48,6 +49,7 @@ use podspawn::names::InstanceTag;
 pub use self::{
     command::{Output, Run},
     images::Image,
+    master::Master,
     ssh::Ssh,
     sshd::Sshd,
     stream::Stream,

@@ -1,0 +1,88 @@
+//! The open channels of a connection, as russh's callbacks see them: where a client's bytes go, and who hears that it has
+//! closed the channel.
+//!
+//! A channel is in the table for as long as its task holds its [`Incoming`]. russh does not tell of the client's close when
+//! we have closed first, so it is the task's end that counts.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use russh::ChannelId;
+use tokio_util::sync::CancellationToken;
+
+use super::inbound::{Queue, QueueError, Queues};
+
+/// The table.
+pub(super) struct Lines {
+    queues: Arc<Queues>,
+    open: Mutex<HashMap<ChannelId, End>>,
+}
+
+#[derive(Clone)]
+struct End {
+    queue: Arc<Queue>,
+    closed: CancellationToken,
+}
+
+/// What comes from the client on one channel.
+pub(super) struct Incoming {
+    lines: Arc<Lines>,
+    id: ChannelId,
+    pub queue: Arc<Queue>,
+    /// Cancelled when the client has closed the channel or is gone.
+    pub closed: CancellationToken,
+}
+
+impl Lines {
+    pub(super) fn new(queues: Arc<Queues>) -> Self {
+        Self { queues, open: Mutex::default() }
+    }
+
+    fn open(&self) -> MutexGuard<'_, HashMap<ChannelId, End>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Enters a channel, for its task.
+    pub(super) fn incoming(self: &Arc<Self>, id: ChannelId) -> Incoming {
+        let (queue, closed) = (Arc::new(self.queues.queue()), CancellationToken::new());
+        self.open().insert(id, End { queue: queue.clone(), closed: closed.clone() });
+        Incoming { lines: self.clone(), id, queue, closed }
+    }
+
+    /// Takes data in. That of unknown channels is dropped: their tasks have ended.
+    pub(super) fn push(&self, id: ChannelId, data: &[u8]) -> Result<(), QueueError> {
+        let end = self.open().get(&id).cloned();
+        end.map_or(Ok(()), |end| end.queue.push(data))
+    }
+
+    /// The client sends no more.
+    pub(super) fn end(&self, id: ChannelId) {
+        if let Some(end) = self.open().get(&id) {
+            end.queue.end();
+        }
+    }
+
+    /// The client has closed the channel.
+    pub(super) fn close(&self, id: ChannelId) {
+        if let Some(end) = self.open().get(&id) {
+            end.queue.end();
+            end.closed.cancel();
+        }
+    }
+
+    /// The client is gone.
+    pub(super) fn close_all(&self) {
+        for end in self.open().values() {
+            end.queue.end();
+            end.closed.cancel();
+        }
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        self.lines.open().remove(&self.id);
+    }
+}
