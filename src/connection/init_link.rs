@@ -70,10 +70,7 @@ impl InitLink {
                     break;
                 }
             };
-            let id = match &message {
-                FromInit::Started { id, .. } | FromInit::Refused { id, .. } | FromInit::Exited { id, .. } => *id,
-            };
-            let channel = self.table().channels.get(&id).cloned();
+            let channel = self.table().channels.get(&message.id()).cloned();
             // A channel that has gone meanwhile is normal; one that is flooded is not.
             if let Some(channel) = channel
                 && let Err(mpsc::error::TrySendError::Full(_)) = channel.try_send((message, fds))

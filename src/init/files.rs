@@ -69,6 +69,41 @@ pub(super) fn is_executable(path: &str) -> bool {
     Path::new(path).is_absolute() && stat.is_ok_and(|stat| is_kind(&stat, SFlag::S_IFREG) && stat.st_mode & 0o111 != 0)
 }
 
+/// Tells a file apart from all others that exist at the same time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Identity {
+    device: u64,
+    inode: u64,
+}
+
+/// Which socket file `path` is.
+///
+/// # Errors
+/// `ENOTSOCK` if it is something else, a symbolic link for instance.
+pub(super) fn socket_identity(path: &Path) -> nix::Result<Identity> {
+    let stat = fstat(lookup(path, OFlag::O_PATH | OFlag::O_NOFOLLOW, ResolveFlag::empty())?)?;
+    if is_kind(&stat, SFlag::S_IFSOCK) {
+        Ok(Identity { device: stat.st_dev, inode: stat.st_ino })
+    } else {
+        Err(Errno::ENOTSOCK)
+    }
+}
+
+/// Removes the file `path`, which may not be a directory.
+pub(super) fn unlink(path: &Path) -> nix::Result<()> {
+    remove(path, UnlinkatFlags::NoRemoveDir)
+}
+
+/// Removes the empty directory `path`.
+pub(super) fn remove_directory(path: &Path) -> nix::Result<()> {
+    remove(path, UnlinkatFlags::RemoveDir)
+}
+
+fn remove(path: &Path, flags: UnlinkatFlags) -> nix::Result<()> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Err(Errno::EINVAL) };
+    unlinkat(lookup(parent, DIRECTORY, ResolveFlag::empty())?, name, flags)
+}
+
 /// Opens the directory `path` to mount on; made if it is missing.
 ///
 /// # Errors

@@ -1,7 +1,7 @@
 //! PID 1 of a container: sets it up from the inside, then runs what it is asked to.
 //!
 //! It is a clone of the spawner that never executes anything itself, so no file of the host is behind `/proc/1/exe`; one
-//! thread, no async runtime. It owns every process of the container and passes the ends of terminals and pipes on. A
+//! thread, no async runtime (but in children that look names up). It owns every process of the container and passes the ends of terminals and pipes on. A
 //! peer's messages are input: the worst they can do is to have their own socket closed.
 //!
 //! ```text
@@ -10,18 +10,23 @@
 //! launch    one process: pipes or terminal, ids, environment, exec
 //! sftp      a child that serves files instead of executing something
 //! stand_in  the same for commands of file transfers that the image has no program for, scp above all
+//! forwards  names, connections and listeners for forwarding; errands: children that do what may wait or needs the user's rights
 //! ```
 
 mod account;
+mod errands;
 mod files;
 mod filesystems;
+mod forwards;
 mod home;
 mod launch;
 mod privileges;
+mod resolve;
 mod scp;
 mod serve;
 mod setup;
 pub mod sftp;
+mod sockets;
 mod stand_in;
 mod terminal;
 

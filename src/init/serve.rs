@@ -25,6 +25,7 @@ use nix::{
 use super::{
     HANGUP_GRACE,
     account::Account,
+    errands::{Asker, Errands},
     launch::{Refusal, Surroundings},
 };
 use crate::{
@@ -57,13 +58,15 @@ pub(super) struct Init {
     signals: SignalFd,
     /// Our own `oom_score_adj`: a child that never was dumpable cannot open its own.
     oom_score: File,
-    surroundings: Surroundings,
+    pub(super) surroundings: Surroundings,
     clients: BTreeMap<u64, Client>,
     next_client: u64,
     /// By pid: children that were started for somebody and have not been reaped.
     processes: BTreeMap<i32, Process>,
+    pub(super) errands: Errands,
     accept_again: Option<Instant>,
-    buffer: Vec<u8>,
+    /// Of the largest message's size.
+    pub(super) buffer: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -105,6 +108,7 @@ impl Init {
             clients: BTreeMap::new(),
             next_client: 0,
             processes: BTreeMap::new(),
+            errands: Errands::default(),
             accept_again: None,
             buffer: vec![0; wire::MAX_MESSAGE],
         })
@@ -129,6 +133,7 @@ impl Init {
             let ready = self.wait()?;
             self.reap();
             self.kill_overdue();
+            self.finish_errands();
             for token in ready.writable {
                 self.flush(token);
             }
@@ -157,7 +162,10 @@ impl Init {
             let events = if client.waiting.is_empty() { PollFlags::POLLIN } else { PollFlags::POLLOUT };
             fds.push(PollFd::new(client.socket.as_fd(), events));
         }
-        let deadline = self.processes.values().filter_map(|process| process.kill_at).chain(self.accept_again).min();
+        let clients_end = fds.len();
+        fds.extend(self.errands.sockets().map(|socket| PollFd::new(socket, PollFlags::POLLIN)));
+        let kills = self.processes.values().filter_map(|process| process.kill_at);
+        let deadline = kills.chain(self.accept_again).chain(self.errands.deadline()).min();
         let timeout = deadline.map_or(PollTimeout::NONE, |at| {
             // Rounded up, not to come back a moment early again and again.
             let left = at.saturating_duration_since(now) + Duration::from_millis(1);
@@ -170,7 +178,7 @@ impl Init {
         let has = |fd: &PollFd<'_>, flags: PollFlags| fd.revents().unwrap_or(PollFlags::empty()).intersects(flags);
         let ended = PollFlags::POLLHUP | PollFlags::POLLERR;
         let mut ready = Ready { accept: has(&fds[1], PollFlags::POLLIN), readable: Vec::new(), writable: Vec::new() };
-        for (fd, token) in fds[2..].iter().zip(self.clients.keys()) {
+        for (fd, token) in fds[2..clients_end].iter().zip(self.clients.keys()) {
             if has(fd, PollFlags::POLLOUT) {
                 ready.writable.push(*token);
             }
@@ -209,7 +217,13 @@ impl Init {
         match message {
             Some(ToInit::Exec(exec)) => self.start(token, &exec),
             Some(ToInit::Signal { id, signal }) => self.signal(token, id, signal),
-            Some(ToInit::Release { id }) => self.hang_up(|process| process.client == token && process.id == id),
+            Some(ToInit::Release { id }) => {
+                self.hang_up(|process| process.client == token && process.id == id);
+                self.errands.release(|asker| asker.client == token && asker.id == id);
+            }
+            Some(ToInit::Resolve { id, host }) => self.resolve(Asker { client: token, id }, host),
+            Some(ToInit::Connect { id, to }) => self.connect(Asker { client: token, id }, to),
+            Some(ToInit::Listen { id, on }) => self.listen(Asker { client: token, id }, on),
             None => self.close(token),
         }
     }
@@ -285,6 +299,7 @@ impl Init {
         // Signals are merged, so only the fact that there was one counts.
         while let Ok(Some(_)) = self.signals.read_signal() {}
         while let Some((pid, ended)) = process::reap() {
+            self.errands.reaped(pid);
             if let Some(process) = self.processes.remove(&pid) {
                 let status = match ended {
                     Ended::Code(code) => ExitStatus::Code(code),
@@ -295,7 +310,7 @@ impl Init {
         }
     }
 
-    fn send(&mut self, token: u64, message: &FromInit, fds: Vec<OwnedFd>) {
+    pub(super) fn send(&mut self, token: u64, message: &FromInit, fds: Vec<OwnedFd>) {
         let Some(client) = self.clients.get_mut(&token) else { return };
         match wire::encode(message) {
             Ok(bytes) if client.waiting.len() < MAX_WAITING => {
@@ -321,6 +336,7 @@ impl Init {
     fn close(&mut self, token: u64) {
         if self.clients.remove(&token).is_some() {
             self.hang_up(|process| process.client == token);
+            self.errands.release(|asker| asker.client == token);
         }
     }
 }

@@ -38,6 +38,12 @@ impl KeyOptions {
         !self.no_port_forwarding && permitted(&self.permit_open, port, fits)
     }
 
+    /// Whether a connection may be opened to the socket file `path`, which has no port to be permitted by.
+    pub fn may_open_path(&self, path: &str) -> bool {
+        let fits = |permit: &Permit| permit.port.is_none() && (permit.host == "*" || permit.host == path);
+        !self.no_port_forwarding && (self.permit_open.is_empty() || self.permit_open.iter().any(fits))
+    }
+
     /// Whether a listener may be made on `host`, as the client names it (`localhost` if it names none; an empty string is
     /// any address). Hosts of the option are patterns.
     pub fn may_listen(&self, host: &str, port: u16) -> bool {
@@ -68,7 +74,8 @@ mod tests {
         assert!(!some.may_open("db", 5433) && !some.may_open("DB", 5432) && !some.may_open("127.0.0.1", 5432));
         assert!(some.may_listen("0.0.0.0", 8080) && some.may_listen("localhost", 1) && some.may_listen("", 8080));
         assert!(!some.may_listen("0.0.0.0", 1) && !some.may_listen("", 1));
+        assert!(anything.may_open_path("/run/x") && !some.may_open_path("/run/x"));
         let none = KeyOptions { no_port_forwarding: true, ..some };
-        assert!(!none.may_open("db", 5432) && !none.may_listen("localhost", 1));
+        assert!(!none.may_open_path("/run/x") && !none.may_open("db", 5432) && !none.may_listen("localhost", 1));
     }
 }

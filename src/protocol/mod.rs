@@ -13,7 +13,11 @@ pub mod wire;
 
 pub use key_options::{KeyOptions, Permit};
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -135,9 +139,40 @@ pub enum ToInit {
     Exec(Box<Exec>),
     /// Send `signal` (a Linux signal number) to the process group of `id`.
     Signal { id: u32, signal: i32 },
-    /// The channel of `id` is gone: hang up whatever still runs there in the foreground.
+    /// The channel or listener of `id` is gone: hang up whatever still runs there in the foreground, remove the socket
+    /// file.
     Release { id: u32 },
+    /// Look a name up as a program inside would: `/etc/hosts`, then the name servers of `/etc/resolv.conf`.
+    Resolve { id: u32, host: String },
+    /// Make a socket that is connected, or about to be.
+    Connect { id: u32, to: Address },
+    /// Make sockets that listen.
+    Listen { id: u32, on: Listen },
 }
+
+/// What to connect to.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Address {
+    Tcp(SocketAddr),
+    /// A socket file, opened with the rights of the session's user. A relative path starts at `/`.
+    Unix(String),
+}
+
+/// What to listen on.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Listen {
+    /// As many of the addresses as there are, all with one port; 0 is a free one. At most [`MAX_LISTEN_ADDRESSES`].
+    Tcp { addresses: Vec<IpAddr>, port: u16 },
+    /// A new socket file of the session's user, for nobody else to connect to.
+    Unix(String),
+    /// A socket file for an SSH agent, in a directory of its own.
+    Agent,
+    /// The TCP port of the first free X11 display.
+    Display,
+}
+
+/// The most addresses of one [`Listen::Tcp`]; further ones are ignored.
+pub const MAX_LISTEN_ADDRESSES: usize = 8;
 
 /// One process to start.
 #[derive(Debug, Serialize, Deserialize)]
@@ -186,6 +221,51 @@ pub enum FromInit {
     Refused { id: u32, status: u8, message: String },
     /// The process that was started has ended; others that it started may still hold its output open.
     Exited { id: u32, status: ExitStatus },
+    /// The answer to [`ToInit::Resolve`], in the order in which to try them.
+    Resolved { id: u32, addresses: Vec<IpAddr> },
+    /// The answer to [`ToInit::Connect`], with the non-blocking socket. It is writable when it is connected or has failed to
+    /// (`SO_ERROR` tells).
+    Connecting { id: u32 },
+    /// The answer to [`ToInit::Listen`], with the non-blocking sockets.
+    Listening { id: u32, at: ListeningAt },
+    /// The answer to one of the three that could not be done; `message` is one line.
+    Failed { id: u32, reason: FailReason, message: String },
+}
+
+impl FromInit {
+    /// The sender's id that this is about.
+    pub fn id(&self) -> u32 {
+        match self {
+            Self::Started { id, .. }
+            | Self::Refused { id, .. }
+            | Self::Exited { id, .. }
+            | Self::Resolved { id, .. }
+            | Self::Connecting { id }
+            | Self::Listening { id, .. }
+            | Self::Failed { id, .. } => *id,
+        }
+    }
+}
+
+/// Where a listener is.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum ListeningAt {
+    Port(u16),
+    Path(String),
+    /// The number of a display, and the program that tells X11 clients its cookie.
+    Display {
+        number: u16,
+        xauth: String,
+    },
+}
+
+/// Why there is no socket or address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FailReason {
+    /// The kernel or a name server says so.
+    Error,
+    /// There are too many requests of this kind at once.
+    Shortage,
 }
 
 /// How a process ended.

@@ -4,7 +4,11 @@ use std::{
     ffi::{CString, OsStr},
     fs::File,
     io::{self, Write},
-    os::{fd::AsRawFd, unix::ffi::OsStrExt},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    panic::AssertUnwindSafe,
     path::Path,
 };
 
@@ -28,30 +32,45 @@ impl Surroundings {
     pub(super) fn launch_sftp(&self, exec: &Exec) -> Result<Launched, Refusal> {
         let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)
             .map_err(|error| Refusal::failed("make a socket", &error.into()))?;
-        match process::fork(self.proof).map_err(|error| Refusal::failed("start a process", &error))? {
-            Some(pid) => Ok(Launched { pid, ends: vec![ours] }),
-            None => {
-                let prepare = || -> io::Result<()> {
-                    process::close_all_but(&[theirs.as_raw_fd()])?;
-                    setsid()?;
-                    self.become_user()?;
-                    self.become_program(exec)
-                };
-                let prepared = prepare();
-                let stream = File::from(theirs);
-                let status = match prepared {
-                    Ok(()) => sftp::serve(&stream, &stream, self.home()).map_or_else(|error| error.status(), |()| 0),
-                    Err(_nobody_to_tell) => FAILED,
-                };
-                process::exit_now(i32::from(status))
-            }
+        let pid = self.fork_as_user(theirs, |socket| {
+            self.set_zone(exec)?;
+            let stream = File::from(socket);
+            Ok(sftp::serve(&stream, &stream, self.home()).map_or_else(|error| error.status(), |()| 0))
+        });
+        let pid = pid.map_err(|error| Refusal::failed("start a process", &error))?;
+        Ok(Launched { pid, ends: vec![ours] })
+    }
+
+    /// Forks a child that does `work` as the session's user, with `socket` and nothing else open, and ends with the status
+    /// that it returns.
+    pub(in crate::init) fn fork_as_user(
+        &self,
+        socket: OwnedFd,
+        work: impl FnOnce(OwnedFd) -> io::Result<u8>,
+    ) -> io::Result<i32> {
+        if let Some(pid) = process::fork(self.proof)? {
+            return Ok(pid);
         }
+        let child = || -> io::Result<u8> {
+            process::close_all_but(&[socket.as_raw_fd()])?;
+            setsid()?;
+            self.become_user()?;
+            self.become_program()?;
+            work(socket)
+        };
+        // A panic must not unwind into the loop of init, whose copy this is.
+        let status = match std::panic::catch_unwind(AssertUnwindSafe(child)) {
+            Ok(Ok(status)) => status,
+            Ok(Err(_)) | Err(_) => FAILED, // nobody to tell
+        };
+        process::exit_now(i32::from(status))
     }
 
     /// Goes on as what stands in for a command; standard streams, ids and working directory are those of the command.
     pub(super) fn become_stand_in(&self, exec: &Exec, stand_in: &StandIn<'_>, image: &Image) -> ! {
         // Among what is closed is the pipe to init, which tells it that the program has started.
-        let prepared = process::close_all_but(&[]).and_then(|()| self.become_program(exec));
+        let prepared =
+            process::close_all_but(&[]).and_then(|()| self.become_program()).and_then(|()| self.set_zone(exec));
         let status = match prepared {
             Ok(()) => {
                 let shell = OsStr::from_bytes(image.path.to_bytes());
@@ -71,13 +90,16 @@ impl Surroundings {
     }
 
     /// What exec would do.
-    fn become_program(&self, exec: &Exec) -> io::Result<()> {
+    fn become_program(&self) -> io::Result<()> {
         process::ignore_signal(libc::SIGPIPE)?; // a client that is gone is an error of write(2)
-        // Listings have the times that the user's own ls would show.
+        privileges::drop_to_profile(&self.security)
+    }
+
+    /// Listings have the times that the user's own ls would show.
+    fn set_zone(&self, exec: &Exec) -> io::Result<()> {
         let zone = exec.env.iter().rev().find(|(name, _)| name.as_slice() == b"TZ").map(|(_, zone)| zone.as_slice());
         let sessions = self.env.iter().rev().find(|(name, _)| name == "TZ").map(|(_, zone)| zone.as_bytes());
         let zone = zone.or(sessions).and_then(|zone| CString::new(zone).ok());
-        local_time::set_zone(self.proof, zone.as_deref())?;
-        privileges::drop_to_profile(&self.security)
+        local_time::set_zone(self.proof, zone.as_deref())
     }
 }
