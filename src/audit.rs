@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     access::{CertificateIdentity, Identity},
     names::SessionId,
-    protocol::ExitStatus,
+    protocol::{ExitStatus, ForwardKind},
     session::{SessionKey, state::ConnectionId},
 };
 
@@ -32,6 +32,7 @@ pub enum Event<'a> {
     Connect { key: &'a SessionKey, session: &'a SessionId, connection: ConnectionId, connections: usize },
     Disconnect { key: &'a SessionKey, session: Option<&'a SessionId>, connection: ConnectionId, remaining: usize },
     Command { key: &'a SessionKey, connection: ConnectionId, command: Option<&'a str>, status: ExitStatus },
+    ForwardOpen { key: &'a SessionKey, connection: ConnectionId, kind: ForwardKind, target: &'a str },
 }
 
 /// The open log, or none.
@@ -87,6 +88,9 @@ fn describe(event: &Event<'_>, now: SystemTime) -> Value {
             };
             let details = json!({"connection": connection, "command": command, "exit_code": code, "signal": signal});
             ("session.command", with_key(key, details))
+        }
+        Event::ForwardOpen { key, connection, kind, target } => {
+            ("forward.open", with_key(key, json!({"connection": connection, "kind": kind, "target": target})))
         }
     };
     let mut line = Map::new();

@@ -22,6 +22,7 @@ use tokio::{
 
 use super::{
     control::{Attachment, Control},
+    forward::{Forwards, X11},
     init_link::{Held, InitLink, Said, printable},
     lines::Incoming,
     pump::{self, Streams},
@@ -46,6 +47,8 @@ pub(super) struct Start {
     pub program: Program,
     pub pty: Option<Pty>,
     pub env: Vec<(Bytes, Bytes)>,
+    /// The display that it is to have.
+    pub x11: Option<X11>,
 }
 
 /// The client's side of a channel.
@@ -73,12 +76,17 @@ enum End {
     Cut(String),
 }
 
+/// A variable of the environment.
+pub(super) fn pair(name: &str, value: &str) -> (Bytes, Bytes) {
+    (Bytes::from(name.as_bytes()), Bytes::from(value.as_bytes()))
+}
+
 /// Runs the channel from request to close.
-pub(super) async fn run(start: Start, mut line: Line, control: Control) {
+pub(super) async fn run(start: Start, mut line: Line, control: Control, forwards: Arc<Forwards>) {
     let terminal = start.pty.is_some();
     let closed = line.incoming.closed.clone();
     let end = tokio::select! {
-        end = work(start, &mut line, &control) => end,
+        end = work(start, &mut line, &control, &forwards) => end,
         () = closed.cancelled() => return,
     };
     let newline = if terminal { "\r\n" } else { "\n" };
@@ -111,8 +119,8 @@ async fn say(line: &Line, message: &str, newline: &str) {
     let _ = line.write.extended_data_bytes(1, format!("podspawn: {message}{newline}").into_bytes()).await;
 }
 
-async fn work(start: Start, line: &mut Line, control: &Control) -> End {
-    let Start { program, pty, env } = start;
+async fn work(start: Start, line: &mut Line, control: &Control, forwards: &Arc<Forwards>) -> End {
+    let Start { program, pty, mut env, x11 } = start;
     let shows_progress = !matches!(program, Program::Sftp);
     let link = match wait_for_session(line, control, pty.is_some(), shows_progress).await {
         Ok(link) => link,
@@ -123,6 +131,15 @@ async fn work(start: Start, line: &mut Line, control: &Control) -> End {
         Program::Command(command) => Some(String::from_utf8_lossy(command).into_owned()),
         Program::Sftp => Some("internal-sftp".to_owned()),
     };
+    if let Some(path) = forwards.agent_path(&line.handle).await {
+        env.push(pair("SSH_AUTH_SOCK", &path));
+    }
+    if let Some(x11) = &x11 {
+        env.push(pair("DISPLAY", &x11.name()));
+        if let Err(error) = forwards.authorize(x11).await {
+            tracing::warn!("the display cannot be used: {error}");
+        }
+    }
     let (mut process, mut said) = link.open();
     let exec = Exec { id: process.id(), program, pty, env };
     let started = async {

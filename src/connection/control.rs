@@ -15,12 +15,12 @@ use tokio::{
 
 use super::init_link::InitLink;
 use crate::{
-    protocol::{self, ExitStatus, FromConnection, KeyVerdict, ToConnection, wire::AsyncSocket},
+    protocol::{self, ExitStatus, ForwardKind, FromConnection, KeyVerdict, ToConnection, wire::AsyncSocket},
     sys::{async_fd, seqpacket},
 };
 
 /// Messages to the supervisor that may wait, for instance while there is none. Audit beyond it is lost.
-const WAITING: usize = 256;
+const WAITING: usize = 1024;
 
 /// How long after a container's end to wait for the supervisor's reason.
 const EXPLANATION: Duration = Duration::from_secs(2);
@@ -44,6 +44,7 @@ enum Request {
     Key { login: String, key: Vec<u8>, verified: bool, reply: oneshot::Sender<KeyVerdict> },
     Attach,
     Command { command: Option<String>, status: ExitStatus },
+    Forward { kind: ForwardKind, target: String },
 }
 
 /// The task's address.
@@ -84,6 +85,13 @@ impl Control {
     pub(super) fn command(&self, command: Option<String>, status: ExitStatus) {
         if self.requests.try_send(Request::Command { command, status }).is_err() {
             tracing::warn!("a command is missing from the audit log: the supervisor does not answer");
+        }
+    }
+
+    /// Reports what has been forwarded.
+    pub(super) fn forward(&self, kind: ForwardKind, target: String) {
+        if self.requests.try_send(Request::Forward { kind, target }).is_err() {
+            tracing::warn!("a forward is missing from the audit log: the supervisor does not answer");
         }
     }
 
@@ -230,6 +238,7 @@ impl Link {
                 FromConnection::Attach
             }
             Request::Command { command, status } => FromConnection::Command { command, status },
+            Request::Forward { kind, target } => FromConnection::Forward { kind, target },
         };
         self.socket.send(&message, &[]).await.is_ok()
     }

@@ -1,5 +1,5 @@
 //! russh's callbacks: they translate what the client asks for and hand it over. None of them waits for anything but the
-//! supervisor's word on a key.
+//! supervisor's word on a key and, for a while only, init's on a listener.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -11,8 +11,9 @@ use russh::{
 use tokio::{sync::mpsc, time::Instant};
 
 use super::{
-    channel::{self, Line, Start, ToChannel},
+    channel::{self, Line, Start, ToChannel, pair},
     control::Control,
+    forward::{Forwards, Target, X11},
     inbound::Queues,
     lines::Lines,
     signals,
@@ -35,6 +36,7 @@ pub(super) struct Handler {
     control: Control,
     queues: Arc<Queues>,
     lines: Arc<Lines>,
+    forwards: Arc<Forwards>,
     logged_in: LoggedIn,
     accept_env: Vec<String>,
     max_sessions: usize,
@@ -49,6 +51,7 @@ struct Open {
     to_task: mpsc::Sender<ToChannel>,
     pty: Option<Pty>,
     env: Vec<(Bytes, Bytes)>,
+    x11: Option<X11>,
     /// Until the client has said what to run.
     idle: Option<Line>,
 }
@@ -63,6 +66,7 @@ impl Handler {
         ];
         let lines = Arc::new(Lines::new(queues.clone()));
         Self {
+            forwards: Arc::new(Forwards::new(control.clone(), lines.clone())),
             control,
             queues,
             lines,
@@ -125,8 +129,8 @@ impl Handler {
         if let Program::Sftp = program {
             pty = None;
         }
-        let start = Start { program, pty, env };
-        tokio::spawn(channel::run(start, line, self.control.clone()));
+        let start = Start { program, pty, env, x11: open.x11.take() };
+        tokio::spawn(channel::run(start, line, self.control.clone(), self.forwards.clone()));
         session.channel_success(id)
     }
 
@@ -135,8 +139,10 @@ impl Handler {
     }
 }
 
-fn pair(name: &str, value: &str) -> (Bytes, Bytes) {
-    (Bytes::from(name.as_bytes()), Bytes::from(value.as_bytes()))
+/// The refusal itself has no room for a reason; this one is shown by `ssh -v`.
+fn refuse_listener(session: &mut Session, reason: &dyn std::fmt::Display) -> Result<bool, Error> {
+    session.debug(false, &format!("no listener: {reason}"), "")?;
+    Ok(false)
 }
 
 /// A terminal size as the kernel keeps it; a larger one makes no sense.
@@ -190,7 +196,7 @@ impl russh::server::Handler for Handler {
         let (_, write) = channel.split();
         let (to_task, events) = mpsc::channel(WAITING);
         let line = Line { id, handle: session.handle(), write, incoming: self.lines.incoming(id), events };
-        self.channels.insert(id, Open { to_task, pty: None, env: Vec::new(), idle: Some(line) });
+        self.channels.insert(id, Open { to_task, pty: None, env: Vec::new(), x11: None, idle: Some(line) });
         reply.accept().await;
         Ok(())
     }
@@ -286,6 +292,109 @@ impl russh::server::Handler for Handler {
             drop(open.to_task.try_send(ToChannel::Signal(number)));
         }
         Ok(())
+    }
+
+    async fn agent_request(&mut self, _id: ChannelId, _session: &mut Session) -> Result<bool, Error> {
+        if !self.options.no_agent_forwarding {
+            self.forwards.want_agent();
+        }
+        Ok(!self.options.no_agent_forwarding)
+    }
+
+    async fn x11_request(
+        &mut self,
+        id: ChannelId,
+        single_connection: bool,
+        protocol: &str,
+        cookie: &str,
+        screen: u32,
+        session: &mut Session,
+    ) -> Result<(), Error> {
+        let (forwards, allowed) = (self.forwards.clone(), !self.options.no_x11_forwarding);
+        match self.channels.get_mut(&id) {
+            Some(open) if allowed && open.idle.is_some() && open.x11.is_none() => {
+                match forwards.display(single_connection, protocol, cookie, screen, session.handle()).await {
+                    Ok(display) => {
+                        open.x11 = Some(display);
+                        session.channel_success(id)
+                    }
+                    Err(error) => {
+                        session.debug(false, &format!("X11 is not forwarded: {error}"), "")?;
+                        session.channel_failure(id)
+                    }
+                }
+            }
+            _ => session.channel_failure(id),
+        }
+    }
+
+    async fn channel_open_direct_tcpip(
+        &mut self,
+        channel: Channel<Msg>,
+        host: &str,
+        port: u32,
+        _originator_address: &str,
+        _originator_port: u32,
+        reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), Error> {
+        let target = Target::Tcp { host: host.to_owned(), port };
+        self.forwards.dial(channel, target, &self.options, reply).await;
+        Ok(())
+    }
+
+    async fn channel_open_direct_streamlocal(
+        &mut self,
+        channel: Channel<Msg>,
+        path: &str,
+        reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), Error> {
+        self.forwards.dial(channel, Target::Unix(path.to_owned()), &self.options, reply).await;
+        Ok(())
+    }
+
+    /// The client takes a connection that came to a listener inside.
+    async fn channel_open_confirmation(
+        &mut self,
+        id: ChannelId,
+        _max_packet_size: u32,
+        _window_size: u32,
+        _session: &mut Session,
+    ) -> Result<(), Error> {
+        self.lines.expect(id);
+        Ok(())
+    }
+
+    async fn tcpip_forward(&mut self, address: &str, port: &mut u32, session: &mut Session) -> Result<bool, Error> {
+        if !u16::try_from(*port).is_ok_and(|port| self.options.may_listen(address, port)) {
+            return refuse_listener(session, &"it is not permitted");
+        }
+        match self.forwards.listen_tcp(address, *port, session.handle()).await {
+            Ok(listening) => {
+                *port = listening.into();
+                Ok(true)
+            }
+            Err(error) => refuse_listener(session, &error),
+        }
+    }
+
+    async fn cancel_tcpip_forward(&mut self, address: &str, port: u32, _session: &mut Session) -> Result<bool, Error> {
+        Ok(self.forwards.cancel_tcp(address, port).await)
+    }
+
+    async fn streamlocal_forward(&mut self, path: &str, session: &mut Session) -> Result<bool, Error> {
+        if self.options.no_port_forwarding {
+            return refuse_listener(session, &"it is not permitted");
+        }
+        match self.forwards.listen_unix(path, session.handle()).await {
+            Ok(()) => Ok(true),
+            Err(error) => refuse_listener(session, &error),
+        }
+    }
+
+    async fn cancel_streamlocal_forward(&mut self, path: &str, _session: &mut Session) -> Result<bool, Error> {
+        Ok(self.forwards.cancel_unix(path).await)
     }
 
     /// Called when a window has been granted; decides how large the next ones are.

@@ -182,6 +182,11 @@ impl Queue {
         Ok(())
     }
 
+    /// How many bytes are in it.
+    pub(super) fn waiting(&self) -> usize {
+        self.inner().bytes()
+    }
+
     /// No more will come.
     pub(super) fn end(&self) {
         self.inner().ended = true;

@@ -5,17 +5,31 @@ use std::{
     io,
     os::fd::OwnedFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
 
-use crate::protocol::{FromInit, ToInit, wire::AsyncSocket};
+use crate::protocol::{FailReason, FromInit, ToInit, wire::AsyncSocket};
 
 /// Messages of init under one number that may wait. There are two in a process's life.
 const WAITING: usize = 8;
 
 /// A message for a channel, with its descriptors.
 pub(super) type Said = (FromInit, Vec<OwnedFd>);
+
+/// Why init did not do what it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum AskError {
+    #[error("the session has ended")]
+    Gone,
+    #[error("the container does not answer")]
+    Silent,
+    #[error("{message}")]
+    Failed { reason: FailReason, message: String },
+    #[error("the container's answer is of no use")]
+    Nonsense,
+}
 
 /// The connected socket. Closing it makes init hang up what was started over it.
 pub(super) struct InitLink {
@@ -34,6 +48,13 @@ pub(super) struct Held {
     link: Arc<InitLink>,
     id: u32,
     ended: bool,
+}
+
+/// What init answers, with what it keeps for us.
+pub(super) struct Answer {
+    pub held: Held,
+    pub message: FromInit,
+    pub fds: Vec<OwnedFd>,
 }
 
 impl InitLink {
@@ -57,6 +78,26 @@ impl InitLink {
 
     pub(super) async fn send(&self, message: &ToInit) -> io::Result<()> {
         self.socket.send(message, &[]).await
+    }
+
+    /// Sends what `request` makes of a number, and waits for the one answer at most as long as `limit`.
+    pub(super) async fn ask(
+        self: &Arc<Self>,
+        limit: Duration,
+        request: impl FnOnce(u32) -> ToInit,
+    ) -> Result<Answer, AskError> {
+        let (mut held, mut said) = self.open();
+        let answer = timeout(limit, async {
+            self.send(&request(held.id)).await.map_err(|_gone| AskError::Gone)?;
+            said.recv().await.ok_or(AskError::Gone)
+        });
+        match answer.await.map_err(|_elapsed| AskError::Silent)?? {
+            (FromInit::Failed { reason, message, .. }, _) => {
+                held.ended();
+                Err(AskError::Failed { reason, message: printable(&message) })
+            }
+            (message, fds) => Ok(Answer { held, message, fds }),
+        }
     }
 
     /// Passes messages on until init is gone or says something that makes no sense.
@@ -93,6 +134,13 @@ impl Held {
         self.ended = true;
     }
 
+    /// Gives it up, and returns when init has been told.
+    pub(super) async fn release(&mut self) {
+        self.ended = true;
+        // If init cannot be told it is gone, and with it whatever it had for us.
+        let _ = self.link.send(&ToInit::Release { id: self.id }).await;
+    }
+
     /// Tells init about it.
     pub(super) async fn send(&self, message: &ToInit) -> io::Result<()> {
         self.link.send(message).await
@@ -105,7 +153,7 @@ impl Drop for Held {
         if !self.ended {
             let (link, id) = (self.link.clone(), self.id);
             tokio::spawn(async move {
-                // If init cannot be told it is gone, and with it whatever it had for us.
+                // As above.
                 let _ = link.send(&ToInit::Release { id }).await;
             });
         }

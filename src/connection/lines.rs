@@ -44,11 +44,20 @@ impl Lines {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Enters a channel, for its task.
+    fn end_of(&self, id: ChannelId) -> End {
+        let new = || End { queue: Arc::new(self.queues.queue()), closed: CancellationToken::new() };
+        self.open().entry(id).or_insert_with(new).clone()
+    }
+
+    /// For the task of a channel: enters the channel, or takes over what has come since [`Lines::expect`].
     pub(super) fn incoming(self: &Arc<Self>, id: ChannelId) -> Incoming {
-        let (queue, closed) = (Arc::new(self.queues.queue()), CancellationToken::new());
-        self.open().insert(id, End { queue: queue.clone(), closed: closed.clone() });
+        let End { queue, closed } = self.end_of(id);
         Incoming { lines: self.clone(), id, queue, closed }
+    }
+
+    /// Enters a channel that the client has just agreed to, whose task may hear of it after the first data has come.
+    pub(super) fn expect(&self, id: ChannelId) {
+        self.end_of(id);
     }
 
     /// Takes data in. That of unknown channels is dropped: their tasks have ended.

@@ -16,6 +16,7 @@
 
 mod channel;
 mod control;
+mod forward;
 mod handler;
 mod inbound;
 mod init_link;

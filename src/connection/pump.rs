@@ -5,6 +5,7 @@ use std::{
     io,
     os::fd::{AsFd, AsRawFd, OwnedFd},
     sync::Arc,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -15,13 +16,22 @@ use nix::{
     unistd,
 };
 use russh::{ChannelWriteHalf, server::Msg};
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    time::{sleep, timeout},
+};
 
-use super::inbound::Queue;
+use super::{inbound::Queue, lines::Incoming};
 use crate::sys::async_fd;
 
 /// What is read at once.
 const BUFFER: usize = 64 << 10;
+
+/// How long nothing may be taken of what a client has left behind in a channel.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// How long a client may take to close a channel that has ended.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 
 thread_local! {
     /// Where all channels read to, one after the other, as hundreds of them would need much memory for buffers of their
@@ -29,7 +39,7 @@ thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; BUFFER].into_boxed_slice());
 }
 
-type Fd = Arc<AsyncFd<OwnedFd>>;
+pub(super) type Fd = Arc<AsyncFd<OwnedFd>>;
 
 /// Our ends of a process's input and output.
 pub(super) struct Streams {
@@ -71,7 +81,8 @@ impl Streams {
     }
 }
 
-fn register(fd: OwnedFd) -> io::Result<Fd> {
+/// Makes the descriptor one to wait for.
+pub(super) fn register(fd: OwnedFd) -> io::Result<Fd> {
     fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     Ok(Arc::new(async_fd::register(fd, Interest::READABLE | Interest::WRITABLE)?))
 }
@@ -153,6 +164,53 @@ pub(super) async fn copy_in(queue: &Queue, to: Input) {
             Ok(()) | Err(Errno::ENOTCONN) => {}
             Err(errno) => tracing::debug!("ending a process's input: {errno}"),
         }
+    }
+}
+
+/// Gives a process all of its input.
+pub(super) async fn feed(to: Input, data: &[u8]) -> io::Result<()> {
+    let (Input::Pipe(fd) | Input::Socket(fd) | Input::Terminal(fd)) = &to;
+    write_all(fd, data).await
+}
+
+/// Moves bytes both ways between a socket and a channel until both directions have ended, each by itself.
+pub(super) async fn relay(socket: Fd, write: &ChannelWriteHalf<Msg>, incoming: &Incoming) {
+    let outwards = async {
+        tokio::select! {
+            () = copy_out(&socket, write, None) => {
+                // Fails only if the client is gone.
+                let _ = write.eof().await;
+            }
+            // Nobody is left to send to.
+            () = incoming.closed.cancelled() => {}
+        }
+    };
+    // What the client has sent before it closed the channel arrives all the same, as it does with sshd.
+    let both = async { tokio::join!(outwards, copy_in(&incoming.queue, Input::Socket(socket.clone()))) };
+    tokio::select! {
+        _ = both => {}
+        () = left_over(incoming) => tracing::debug!("a forwarded connection is closed with data that nobody takes"),
+    }
+    drop(socket);
+    // A client closes by itself when both directions have ended. If it does so first, russh forgets all of the channel;
+    // otherwise some kilobytes of it stay for as long as the connection lasts (docs/russh.md).
+    if timeout(CLOSE_PATIENCE, incoming.closed.cancelled()).await.is_err() {
+        // As above.
+        let _ = write.close().await;
+    }
+}
+
+/// Returns when the client has closed the channel and what it has sent is not taken any more.
+async fn left_over(incoming: &Incoming) {
+    incoming.closed.cancelled().await;
+    let mut waiting = usize::MAX;
+    loop {
+        let now = incoming.queue.waiting();
+        if now >= waiting {
+            return;
+        }
+        waiting = now;
+        sleep(PATIENCE).await;
     }
 }
 

@@ -125,8 +125,24 @@ pub enum FromConnection {
     Attach,
     /// For the audit log: what a channel ran, when it has ended. `command` is `None` for a shell.
     Command { command: Option<String>, status: ExitStatus },
+    /// For the audit log: the client has opened a way into the container, or out of it.
+    Forward { kind: ForwardKind, target: String },
     /// The answer to [`ToConnection::Adopt`].
     Adopted { version: u32, connection: u64 },
+}
+
+/// What is forwarded, by the names that SSH has for it (RFC 4254, OpenSSH's PROTOCOL).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ForwardKind {
+    /// From the client to an address or a socket file inside.
+    DirectTcpip,
+    DirectStreamlocal,
+    /// From a listener inside to the client.
+    TcpipForward,
+    StreamlocalForward,
+    AuthAgent,
+    X11,
 }
 
 // ---- connection (or supervisor) <-> init -----------------------------------------------------------------------------

@@ -270,6 +270,15 @@ impl Connection {
                     status,
                 });
             }
+            FromConnection::Forward { kind, target } => {
+                let Some(login) = &self.login else { return Err(ClientError::Protocol("a forward without login")) };
+                self.supervisor.audit.record(&audit::Event::ForwardOpen {
+                    key: &login.key,
+                    connection: self.id,
+                    kind,
+                    target: &target,
+                });
+            }
             FromConnection::Adopted { .. } => return Err(ClientError::Protocol("an unexpected greeting")),
         }
         Ok(())
