@@ -70,7 +70,7 @@ impl Image {
 }
 
 /// Where images stay between runs.
-fn cache() -> PathBuf {
+pub fn cache() -> PathBuf {
     let beside_the_binary = binary().parent().unwrap().join("test-images");
     let cache = std::env::var_os("PODSPAWN_TEST_IMAGES").map_or(beside_the_binary, PathBuf::from);
     fs::create_dir_all(&cache).unwrap();
@@ -143,7 +143,7 @@ fn debian_store() -> PathBuf {
     store
 }
 
-fn lock(path: &Path) -> Flock<fs::File> {
+pub fn lock(path: &Path) -> Flock<fs::File> {
     let file = fs::File::create(path).unwrap();
     Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| error).unwrap()
 }
