@@ -24,6 +24,7 @@ pub mod ssh;
 pub mod sshd;
 pub mod stream;
 pub mod trees;
+pub mod world;
 
 use std::{
     fs,
@@ -127,10 +128,23 @@ impl Host {
         }
     }
 
+    /// Starts the server as `change` wants it.
+    pub fn serve_with(&mut self, change: impl FnOnce(&mut Command)) {
+        let mut command = self.server_command();
+        change(&mut command);
+        if let Err(said) = self.try_serve_as(command) {
+            panic!("the server did not start: {said}");
+        }
+    }
+
     /// Starts the server; what it said if it ends instead of listening.
     pub fn try_serve(&mut self) -> Result<(), String> {
+        self.try_serve_as(self.server_command())
+    }
+
+    fn try_serve_as(&mut self, mut command: Command) -> Result<(), String> {
         assert!(self.server.is_none(), "the server runs already");
-        let mut child = self.server_command().stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let (listening, started) = mpsc::channel();
         let log = self.log.clone();
