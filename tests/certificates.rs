@@ -173,6 +173,11 @@ fn critical_options_and_extensions_decide_what_a_certificate_may_do() {
         ssh(&key, "tty").args(["-tt"]).run().status(255).stderr_has("PTY allocation request failed");
         ssh(&key, "echo in").run().ok().stdout("in\n");
     }
+    // Nothing listens there: what is told is whether it was tried.
+    let forward = |key: &Path| ssh(key, "").args(["-W", "127.0.0.1:1", "-o", "LogLevel=INFO"]).run();
+    forward(&plain).status(255).stderr_has("connect failed");
+    let walled = town.certificate("walled", &["-n", "ada", "-O", "no-port-forwarding"]);
+    forward(&walled).status(255).stderr_has("administratively prohibited");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Clients other than OpenSSH: a command with its status and streams, and files. A client that is not there fails
+//! Clients other than OpenSSH: a command with its status and streams, files, a forward. A client that is not there fails
 //! its test.
 
 mod common;
@@ -102,6 +102,27 @@ fn dropbears_dbclient_does_the_basics() {
     let ada = format!("ada@{}", host.address);
     let output = dbclient().arg(&ada).arg(COMMAND).input("from here\n").run();
     output.status(42).stdout("from here\n").stderr_has("error");
+    let tunnel = dbclient().args(["-L", &format!("{}:7004:localhost:7004", host.address), &ada]);
+    let _tunnel = Running(tunnel.arg("nc -l -p 7004 -e cat").spawn());
+    assert_echoes(&host, 7004);
+}
+
+/// Waits until something on the port of the host's own address echoes what is sent there.
+#[track_caller]
+fn assert_echoes(host: &Host, port: u16) {
+    use std::{
+        io::{Read, Write},
+        net::{Shutdown, TcpStream},
+    };
+    let attempt = || {
+        let mut stream = TcpStream::connect((host.address, port))?;
+        stream.write_all(b"through the tunnel")?;
+        stream.shutdown(Shutdown::Write)?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        std::io::Result::Ok(answer)
+    };
+    eventually("the forward echoes", || attempt().is_ok_and(|answer| answer == "through the tunnel"));
 }
 
 /// The host's key as PuTTY wants it on the command line.
@@ -131,6 +152,9 @@ fn puttys_plink_and_psftp_do_the_basics() {
     fs::write(&batch, format!("put {from} file\nget file {to}\nls\nrm file\n")).unwrap();
     putty("psftp").arg("-b").arg(&batch).arg(&ada).run().ok().stdout_has("file");
     assert_same(&mine, &back);
+    let tunnel = putty("plink").args(["-L", &format!("{}:7005:localhost:7005", host.address), &ada]);
+    let _tunnel = Running(tunnel.arg("nc -l -p 7005 -e cat").spawn());
+    assert_echoes(&host, 7005);
 }
 
 #[test]

@@ -10,6 +10,11 @@ import asyncssh
 address, port, user, key_file = sys.argv[1:]
 
 
+async def echo(reader, writer):
+    writer.write(await reader.read())
+    writer.close()
+
+
 async def main():
     # Not the files of whoever runs this.
     options = {"known_hosts": None, "config": None, "agent_path": None, "client_keys": [key_file]}
@@ -34,6 +39,24 @@ async def main():
                 assert (await sftp.stat("file")).size == len(data)
             with open(back, "rb") as file:
                 assert file.read() == data
+
+        async with connection.create_process("nc -l -p 7002 -e cat") as server:
+            while True:
+                try:
+                    reader, writer = await connection.open_connection("localhost", 7002)
+                    break
+                except asyncssh.ChannelOpenError:
+                    assert server.exit_status is None, "the listener ended"
+            writer.write(b"through the tunnel")
+            writer.write_eof()
+            assert await reader.read() == b"through the tunnel"
+
+        # And the other way round: something in the container reaches a server of ours.
+        ours = await asyncio.start_server(echo, "127.0.0.1", 0)
+        listener = await connection.forward_remote_port("", 0, "127.0.0.1", ours.sockets[0].getsockname()[1])
+        answer = await connection.run(f"echo out and back | nc 127.0.0.1 {listener.get_port()}")
+        assert answer.stdout == "out and back\n", answer
+        ours.close()
 
 
 asyncio.run(main())

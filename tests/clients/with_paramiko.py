@@ -45,6 +45,20 @@ sftp.rename("file", "other")
 assert "other" in sftp.listdir()
 sftp.remove("other")
 
+server = client.get_transport().open_session()
+server.exec_command("nc -l -p 7001 -e cat")
+while True:
+    try:
+        forward = client.get_transport().open_channel("direct-tcpip", ("127.0.0.1", 7001), ("127.0.0.1", 1))
+        break
+    except paramiko.ChannelException:
+        assert not server.exit_status_ready(), "the listener ended"
+forward.sendall(b"through the tunnel")
+forward.shutdown_write()
+answer = b""
+while data := forward.recv(4096):
+    answer += data
+assert answer == b"through the tunnel", answer
 client.close()
 
 # Of several keys it tries one after the other, here a wrong one first. The transport is one that asks for the

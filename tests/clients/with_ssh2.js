@@ -53,6 +53,16 @@ async function main() {
     fs.rmSync(directory, { recursive: true });
   }
 
+  const server = await call(client, 'exec', 'nc -l -p 7003 -e cat');
+  let ended = false;
+  server.on('exit', () => { ended = true; });
+  let tunnel;
+  while (!tunnel) {
+    assert.ok(!ended, 'the listener ended');
+    tunnel = await call(client, 'forwardOut', '127.0.0.1', 1, 'localhost', 7003).catch(() => undefined);
+  }
+  tunnel.end('through the tunnel');
+  assert.strictEqual(await collect(tunnel), 'through the tunnel');
   client.end();
 }
 
