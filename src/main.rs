@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     match std::env::args_os().nth(1).as_deref().and_then(std::ffi::OsStr::to_str) {
-        Some("init") => podspawn::runtime::spawner_main(),
+        Some("spawner") => podspawn::runtime::spawner_main(),
         Some("connection") => podspawn::connection::main(),
         _ => podspawn::cli::main(),
     }

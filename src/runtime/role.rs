@@ -48,7 +48,7 @@ use crate::{
 /// How long a container's set-up may take.
 pub(super) const SETUP_LIMIT: Duration = Duration::from_secs(20);
 
-/// The entry point of `podspawn init SCRATCH_DIR TAG`, with the socket to the supervisor on stdin.
+/// The entry point of `podspawn spawner SCRATCH_DIR TAG`, with the socket to the supervisor on stdin.
 pub fn spawner_main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().skip(2).collect();
     let result = match arguments.as_slice() {

@@ -90,7 +90,7 @@ impl Spawner {
             // The socket is the helper's stdin: the one descriptor that can be passed without code between fork and exec.
             let process = Command::new(format!("/proc/self/fd/{}", self.program.as_raw_fd()))
                 .arg0("podspawn")
-                .arg("init")
+                .arg("spawner")
                 .arg(&self.scratch_dir)
                 .arg(self.instance.as_str())
                 .env_clear()
