@@ -10,6 +10,7 @@ mod table;
 mod users;
 
 use std::{
+    cell::OnceCell,
     io::{self, Write},
     path::PathBuf,
     process::ExitCode,
@@ -137,29 +138,34 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> anyhow::Result<()> {
-    if let Command::Version = cli.command {
-        writeln!(io::stdout(), "podspawn {}", env!("CARGO_PKG_VERSION"))?;
-        return Ok(());
-    }
+    let quiet = cli.global.quiet;
     let options = Options { root: cli.global.root.clone(), config: cli.global.config.clone() };
-    let config = Config::load(&options)?;
-    let session = Session { config: &config, quiet: cli.global.quiet };
+    // Only for commands that are about a server: a project is worked on where there is none.
+    let loaded = OnceCell::new();
+    let session = || -> anyhow::Result<Session<'_>> {
+        let config = Config::load(&options)?;
+        Ok(Session { config: loaded.get_or_init(|| config), quiet })
+    };
     match &cli.command {
         Command::Serve => {
+            let config = Config::load(&options)?;
             log::init(config.log.file.as_deref()).context("cannot open the log file")?;
             Ok(crate::supervisor::run(config)?)
         }
-        Command::Doctor(doctor) => doctor.run(&session),
-        Command::Config { command } => command.run(&session),
-        Command::AddUser(add) => add.run(&session),
-        Command::RemoveUser(remove) => remove.run(&session),
-        Command::ListUsers(list) => list.run(&session),
-        Command::Pull(pull) => pull.run(&session),
-        Command::Image { command } => command.run(&session),
-        Command::List(list) => list.run(&session),
-        Command::Status(status) => status.run(&session),
-        Command::Stop(stop) => stop.run(&session),
-        Command::Version => Ok(()),
+        Command::Doctor(doctor) => doctor.run(&session()?),
+        Command::Config { command } => command.run(&session()?),
+        Command::AddUser(add) => add.run(&session()?),
+        Command::RemoveUser(remove) => remove.run(&session()?),
+        Command::ListUsers(list) => list.run(&session()?),
+        Command::Pull(pull) => pull.run(&session()?),
+        Command::Image { command } => command.run(&session()?),
+        Command::List(list) => list.run(&session()?),
+        Command::Status(status) => status.run(&session()?),
+        Command::Stop(stop) => stop.run(&session()?),
+        Command::Version => {
+            writeln!(io::stdout(), "podspawn {}", env!("CARGO_PKG_VERSION"))?;
+            Ok(())
+        }
     }
 }
 
