@@ -9,8 +9,8 @@
 //! main ─▶ connection ─▶ protocol ─▶ sys        main ─▶ init ─▶ protocol ─▶ sys
 //! ```
 //!
-//! `config` and `names` hold plain values that any of them may read, `access` says who may log in; none of them knows a
-//! process or a kernel object.
+//! `config`, `podfile` and `names` hold plain values that any of them may read, `access` says who may log in; none of them
+//! knows a process or a kernel object.
 
 pub mod access;
 pub mod api;
@@ -25,6 +25,7 @@ pub mod init;
 pub mod log;
 pub mod names;
 pub mod network;
+pub mod podfile;
 pub mod protocol;
 pub mod runtime;
 pub mod session;
