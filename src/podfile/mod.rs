@@ -10,6 +10,7 @@
 //! extends comes from a [`Source`], and the values end at `session`. Every limit (size, depth, entries) is a constant beside
 //! its check, and is reported as any other mistake is.
 
+mod build;
 pub mod builtin;
 mod choice;
 mod edits;
@@ -28,6 +29,7 @@ mod value;
 mod yaml;
 
 pub use self::{
+    build::{BuildPlan, Step},
     choice::{Mode, Mount, PortStrategy, Restart, User},
     extends::{External, Origin, Remote, Source, SourceError},
     package::Package,

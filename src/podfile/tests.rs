@@ -231,3 +231,45 @@ fn messages_cannot_move_the_cursor() {
         assert!(!error.chars().any(char::is_control), "{error:?}");
     }
 }
+
+mod build_key {
+    use super::*;
+
+    fn key(text: &str) -> String {
+        BuildPlan::of(&podfile(text)).key().to_string()
+    }
+
+    const TEXT: &str = "base: a\npackages: [git, jq]\nextra_commands: [make]\nenv: {A: b}\n";
+
+    #[test]
+    fn what_does_not_change_the_image_does_not_change_the_key() {
+        let same = [
+            "# A comment.\nbase: a\npackages:\n  - git # why\n  - jq\nextra_commands:\n  - 'make'\nenv:\n  A: b\n",
+            &format!("{TEXT}on_create: x\nmode: persistent\nresources: {{cpus: 1}}\nservices: [{{name: x, image: y}}]"),
+            "base: a:latest\npackages: [git, jq, git]\nextra_commands: [make]\nenv: {A: b, B: \"${PODSPAWN_USER}\"}",
+        ];
+        for text in same {
+            assert_eq!(key(text), key(TEXT), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_changes_the_image_changes_the_key() {
+        let mut keys = vec![key(TEXT)];
+        let others = [
+            TEXT.replace("base: a", "base: b"),
+            TEXT.replace("git, jq", "jq, git"),
+            TEXT.replace("git, jq", "git, jq@1"),
+            TEXT.replace("[make]", "[make, make]"),
+            TEXT.replace("A: b", "A: c"),
+            format!("{TEXT}shell: /bin/zsh"),
+            "base: a\npackages: [git, jq]\nenv: {A: b}".to_owned(),
+            "base: a\nextra_commands: [make]\nenv: {A: b}".to_owned(),
+        ];
+        for text in others {
+            let key = key(&text);
+            assert!(!keys.contains(&key), "{text}");
+            keys.push(key);
+        }
+    }
+}
