@@ -1,8 +1,8 @@
-//! What a repository says about its environment: `podfile.yaml`.
+//! What a repository says about its environment: `podfile.yaml`, or `devcontainer.json` where there is none.
 //!
 //! ```text
 //! text ──▶ tree of nodes ──▶ raw ──▶ merged over what it extends ──▶ resolved
-//!          yaml              raw     extends  edits                 resolve
+//!          yaml  json        raw     extends  edits                 resolve
 //!          (places)          (each value checked)                   (checked as a whole, defaults)
 //! ```
 //!
@@ -13,10 +13,12 @@
 mod build;
 pub mod builtin;
 mod choice;
+mod devcontainer;
 mod edits;
 mod extends;
 mod fields;
 mod git;
+mod json;
 mod node;
 mod package;
 mod problem;
@@ -41,7 +43,12 @@ pub use self::{
 use self::problem::{Place, Report};
 
 /// The files of a project that say it, the first one found counts.
-pub const FILES: [(&str, Format); 2] = [(".podspawn/podfile.yaml", Format::Podfile), ("podfile.yaml", Format::Podfile)];
+pub const FILES: [(&str, Format); 4] = [
+    (".podspawn/podfile.yaml", Format::Podfile),
+    ("podfile.yaml", Format::Podfile),
+    (".devcontainer/devcontainer.json", Format::DevContainer),
+    (".devcontainer.json", Format::DevContainer),
+];
 
 /// More than any Podfile needs; a bigger file is a mistake or an attack.
 pub const MAX_FILE: u64 = 1 << 20;
@@ -50,6 +57,7 @@ pub const MAX_FILE: u64 = 1 << 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     Podfile,
+    DevContainer,
 }
 
 /// A text that says what an environment is.
@@ -91,6 +99,7 @@ pub fn resolve(document: &Document, source: &dyn Source) -> Result<Resolved, Inv
     let mut report = Report::default();
     let chain = match document.format {
         Format::Podfile => extends::follow(document, source, &mut report),
+        Format::DevContainer => devcontainer::convert(document, &mut report),
     };
     let start = Place { document: document.name.as_str().into(), mark: node::Mark::START, field: String::new() };
     let podfile = resolve::resolve(chain.podfile, chain.complete, &start, &mut report);

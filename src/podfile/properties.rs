@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use proptest::{collection, option, prelude::*, sample};
 
 use super::{
-    Podfile, fields, node,
+    Document, Format, Podfile, fields, node,
     problem::{Place, Report},
     raw,
     read::Item,
@@ -145,6 +145,8 @@ proptest! {
     fn no_text_makes_it_panic(text in any::<String>()) {
         // Whether it is valid is not asked.
         let _ = super::resolve(&document(&text), &Files::default());
+        let devcontainer = Document { format: Format::DevContainer, ..document(&text) };
+        let _ = super::resolve(&devcontainer, &Files::default());
     }
 
     #[test]
