@@ -4,6 +4,7 @@ mod check;
 mod doctor;
 mod image;
 mod interrupt;
+mod podfile;
 mod pull;
 mod sessions;
 mod table;
@@ -54,6 +55,9 @@ Images:
   pull         Fetch an image from a registry, a file, or a distribution's mirror
   image        List, inspect, remove, import and export images
 
+Projects:
+  podfile      Check a podfile.yaml, and show what it means
+
 Sessions:
   list         List the sessions
   status       Show the server in numbers
@@ -99,6 +103,11 @@ pub enum Command {
     Image {
         #[command(subcommand)]
         command: image::ImageCommand,
+    },
+    /// Check a podfile.yaml, and show what it means
+    Podfile {
+        #[command(subcommand)]
+        command: podfile::PodfileCommand,
     },
     /// List the sessions
     List(sessions::List),
@@ -159,6 +168,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::ListUsers(list) => list.run(&session()?),
         Command::Pull(pull) => pull.run(&session()?),
         Command::Image { command } => command.run(&session()?),
+        Command::Podfile { command } => command.run(quiet),
         Command::List(list) => list.run(&session()?),
         Command::Status(status) => status.run(&session()?),
         Command::Stop(stop) => stop.run(&session()?),
