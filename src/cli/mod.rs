@@ -3,6 +3,7 @@
 mod check;
 mod doctor;
 mod image;
+mod init;
 mod interrupt;
 mod podfile;
 mod pull;
@@ -56,6 +57,7 @@ Images:
   image        List, inspect, remove, import and export images
 
 Projects:
+  init         Write a podfile.yaml for the project in the current directory
   podfile      Check a podfile.yaml, and show what it means
 
 Sessions:
@@ -104,6 +106,8 @@ pub enum Command {
         #[command(subcommand)]
         command: image::ImageCommand,
     },
+    /// Write a podfile.yaml for the project in the current directory
+    Init(init::Init),
     /// Check a podfile.yaml, and show what it means
     Podfile {
         #[command(subcommand)]
@@ -168,6 +172,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::ListUsers(list) => list.run(&session()?),
         Command::Pull(pull) => pull.run(&session()?),
         Command::Image { command } => command.run(&session()?),
+        Command::Init(init) => init.run(quiet),
         Command::Podfile { command } => command.run(quiet),
         Command::List(list) => list.run(&session()?),
         Command::Status(status) => status.run(&session()?),

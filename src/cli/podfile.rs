@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use clap::Subcommand;
 use serde_json::json;
 
@@ -90,7 +90,7 @@ fn find(path: &Path) -> anyhow::Result<Document> {
         }
     }
     let names: Vec<&str> = FILES.iter().map(|(name, _)| *name).collect();
-    bail!("{} has none of {}", path.display(), names.join(", "))
+    bail!("{} has none of {}; write one with: podspawn init", path.display(), names.join(", "))
 }
 
 fn read(path: &Path, format: Format) -> Result<Document, SourceError> {
@@ -133,4 +133,10 @@ impl Source for LocalFiles {
             }
         }
     }
+}
+
+/// The document that `init` is about to write.
+pub(super) fn unwritten(path: &Path, text: String) -> anyhow::Result<Document> {
+    let origin = Origin::File(std::path::absolute(path).context("cannot tell the current directory")?);
+    Ok(Document { name: shown(path), origin, text, format: Format::Podfile })
 }

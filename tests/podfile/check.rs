@@ -70,7 +70,7 @@ fn the_first_file_of_the_search_order_counts() {
             .stdout_has(&format!("base: {image}:latest\n"))
             .stderr_has(&format!("{}: valid", files[index].0));
     }
-    Project::new(&[]).check().status(1).stderr_has("has none of .podspawn/podfile.yaml, podfile.yaml, ");
+    Project::new(&[]).check().status(1).stderr_has("write one with: podspawn init");
 }
 
 #[test]

@@ -1,10 +1,11 @@
-//! Podfiles good and bad, as `podspawn podfile check` sees them.
+//! Podfiles good and bad, as `podspawn podfile check` and `podspawn init` see them.
 
 #[path = "../common/mod.rs"]
 mod common;
 
 mod check;
 mod devcontainer;
+mod init;
 
 use std::{fs, path::PathBuf};
 
@@ -27,6 +28,10 @@ impl Project {
 
     fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
+    }
+
+    fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).unwrap()
     }
 
     fn podspawn(&self, arguments: &[&str]) -> Run {
