@@ -192,6 +192,7 @@ fn sessions_of_a_lost_database_are_removed() {
 fn a_killed_spawner_is_replaced_and_costs_nobody_a_session() {
     let host = Host::new().user("ada").user("bob").start();
     let bob = Stream::start(&host, "bob");
+    eventually("the spawner has its name", || host.spawner().is_some());
     kill_process(host.spawner().unwrap());
     host.ssh("ada", "hostname").run().ok().stdout("ada\n");
     host.assert_only_left(&["bob"]);
@@ -216,6 +217,7 @@ fn a_killed_spawner_is_replaced_and_costs_nobody_a_session() {
 #[test]
 fn a_spawner_that_was_stopped_does_not_outlive_its_server() {
     let mut host = Host::new().user("ada").start();
+    eventually("the spawner has its name", || host.spawner().is_some());
     let spawner = host.spawner().unwrap();
     stop_process(spawner);
     let ada = host.ssh("ada", "true").spawn();
