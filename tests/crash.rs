@@ -359,7 +359,7 @@ fn everything_killed_at_once_leaves_nothing() {
     let mut host = Host::new().user("ada").user("bob").start();
     let clients = ["ada", "bob", "ada"].map(|user| host.ssh(user, "sleep 1000").spawn());
     eventually("all are connected", || host.connections("ada").len() + host.connections("bob").len() == 3);
-    let mut pids = [host.processes("connection"), host.processes("init")].concat();
+    let mut pids = [host.processes("connection"), host.processes("spawner")].concat();
     pids.retain(|pid| *pid != host.pid());
     host.end(Signal::SIGKILL);
     for pid in pids {

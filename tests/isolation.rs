@@ -198,7 +198,7 @@ fn nothing_of_the_host_is_seen_inside() {
     assert!(!text.lines().any(|line| line.contains("/sessions/")), "{text}");
     assert!(
         !env.contains(&temporary)
-            && !text.lines().filter(|line| !line.contains("podspawn init")).any(|line| line.contains(&temporary)),
+            && !text.lines().filter(|line| !line.contains("podspawn spawner")).any(|line| line.contains(&temporary)),
         "{text}"
     );
     for masked in ["/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/interrupts", "/proc/kallsyms"] {
