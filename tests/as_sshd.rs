@@ -102,8 +102,8 @@ const CALLS: &[Call] = &[
     fed(TTY, "cat", b"typed\n\x04"),
     fed(TTY, "read -r line; echo \"<$line>\"", b"a\x7fb\n"),
     typed("echo ready; sleep 60; echo not reached", b"\x03"),
-    typed("trap 'echo interrupted; exit 8' INT; echo ready; while :; do sleep 0.1; done", b"\x03"),
-    typed("trap 'echo quit; exit 9' QUIT; echo ready; while :; do sleep 0.1; done", b"\x1c"),
+    typed("trap 'echo interrupted; exit 8' INT; echo ready; while :; do :; done", b"\x03"),
+    typed("trap 'echo quit; exit 9' QUIT; echo ready; while :; do :; done", b"\x1c"),
     typed("echo ready; cat; echo ended", b"x\n\x04"),
     typed("stty -echo; echo ready; read -r word; echo \"<$word>\"", b"secret\n"),
     // Requests that fail.
