@@ -303,7 +303,7 @@ impl Host {
         text.lines().map(|line| serde_json::from_str(line).expect("an audit line is JSON")).collect()
     }
 
-    /// Pids of processes of this host whose arguments contain `word`: `serve`, `connection` or `init`.
+    /// Pids of processes of this host whose arguments contain `word`: `serve`, `connection` or `spawner`.
     pub fn processes(&self, word: &str) -> Vec<i32> {
         leaks::processes(&self.root, word)
     }
