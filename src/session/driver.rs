@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     client::{Client, ToClient},
+    environment::{Environment, Life},
     registry::Inner,
     state::{Action, ConnectionId, Creating, Grace, Next, Policy, Reason, Running, State, Stopping},
     steps::{self, Context, CreateError, Live, SessionKey},
@@ -110,12 +111,12 @@ impl Driver {
         first: Client,
         (mailbox, events): (Mailbox, mpsc::UnboundedReceiver<Event>),
     ) {
-        let policy =
-            Policy { grace: steps::grace(config.session.mode, &config), ends_at: ends_at(SystemTime::now(), &config) };
+        let environment = Arc::new(Environment::of(&key, &config));
+        let policy = policy(&environment.life, SystemTime::now());
         let mut driver = Self::new(inner, key, mailbox, events, policy);
         let state = State::Creating(Creating::new(first.id));
         driver.clients.insert(first.id, first);
-        driver.start_creation(config);
+        driver.start_creation(environment, config);
         driver.run(state).await;
     }
 
@@ -128,7 +129,7 @@ impl Driver {
         (mailbox, events): (Mailbox, mpsc::UnboundedReceiver<Event>),
     ) {
         let key = SessionKey { user: record.user.clone(), project: record.project.clone() };
-        let policy = Policy { grace: steps::grace(record.mode, &config), ends_at: ends_at(record.created_at, &config) };
+        let policy = policy(&Life::of(record.mode, &config), record.created_at);
         let now = SystemTime::now();
         let container = inner.context.adopt(&record);
         let (state, actions) = match (&container, record.phase, record.grace_deadline) {
@@ -309,14 +310,14 @@ impl Driver {
         self.container = container;
     }
 
-    fn start_creation(&self, config: Arc<Config>) {
+    fn start_creation(&self, environment: Arc<Environment>, config: Arc<Config>) {
         let (inner, key, mailbox) = (self.inner.clone(), self.key.clone(), self.mailbox.clone());
         let (progress, stopped) = (self.progress.clone(), self.creation.clone());
         tokio::spawn(async move {
             let progress = Progress { mailbox: mailbox.clone(), line: progress };
             let image = blocking(&inner, {
-                let config = config.clone();
-                move |context| context.ensure_image(&config, &progress)
+                let environment = environment.clone();
+                move |context| context.ensure_image(&environment, &progress)
             });
             // A download goes on in the background, for the next one who wants the image.
             let image = stopped.run_until_cancelled(image).await;
@@ -325,7 +326,7 @@ impl Driver {
                 Some(Err(error)) => Err(error),
                 Some(Ok(())) => {
                     let _turn = inner.creation_turn().await;
-                    blocking(&inner, move |context| context.create(&key, &config)).await
+                    blocking(&inner, move |context| context.create(&key, &environment, &config)).await
                 }
             };
             // The driver outlives its creation, except when the whole process ends.
@@ -393,8 +394,8 @@ async fn blocking<T: Send + 'static>(inner: &Arc<Inner>, work: impl FnOnce(&Cont
     }
 }
 
-fn ends_at(created_at: SystemTime, config: &Config) -> Option<SystemTime> {
-    (!config.session.max_lifetime.is_zero()).then(|| created_at + config.session.max_lifetime)
+fn policy(life: &Life, created_at: SystemTime) -> Policy {
+    Policy { grace: life.grace, ends_at: life.max_lifetime.map(|lifetime| created_at + lifetime) }
 }
 
 fn stop(state: State, reason: Reason) -> Next {

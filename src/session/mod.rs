@@ -1,11 +1,12 @@
 //! One container with its services for each (user, project): where the leaves meet.
 //!
-//! [`state`] decides what happens in a session's life, the driver is the one task that holds a session and does it,
+//! [`Environment`] is what one is made from, [`state`] decides what happens in a session's life, the driver is the one task that holds a session and does it,
 //! [`steps`] is the order in which kernel objects are made and removed, [`registry`] knows which sessions there are and
 //! who may have one.
 
 mod client;
 mod driver;
+pub mod environment;
 mod leaks;
 pub mod registry;
 pub mod state;
@@ -14,6 +15,7 @@ pub mod steps;
 pub use self::{
     client::{Client, ToClient},
     driver::View,
+    environment::Environment,
     leaks::{Leak, leaks},
     registry::Sessions,
     steps::{Context, RLIMITS, SessionKey, egress},

@@ -17,15 +17,15 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::leaks::session_in;
+use super::{environment::Environment, leaks::session_in};
 use crate::{
     cgroup::{self, Cgroups},
-    config::{self, Config, Mode},
+    config::{self, Config},
     errors::chain,
     image::{self, Store},
     names::{InstanceTag, NameError, ProjectName, SessionId, UserName},
     network::{self, Egress, Lease, Network, Subnet},
-    protocol::{Account, ContainerSpec, Rlimits, SecuritySpec},
+    protocol::{ContainerSpec, Rlimits},
     runtime::{self, Container, RuntimeError, Spawner, rootfs::RootfsError},
     state::{NewSession, Phase, SessionRecord, Slots, State, StateError},
     sys::seqpacket,
@@ -147,9 +147,9 @@ impl Context {
         self.run_parent(id).join("init.sock")
     }
 
-    /// Pulls the image that the configuration names if it is not here. Blocks, perhaps for minutes; `progress` hears why.
-    pub fn ensure_image(&self, config: &Config, progress: &dyn image::Progress) -> Result<(), CreateError> {
-        let name = &config.defaults.image;
+    /// Pulls the image if it is not here. Blocks, perhaps for minutes; `progress` hears why.
+    pub fn ensure_image(&self, environment: &Environment, progress: &dyn image::Progress) -> Result<(), CreateError> {
+        let name = &environment.image.base;
         let reference = image_reference(name)?;
         match self.store.lookup(&reference) {
             Ok(Some(_)) => Ok(()),
@@ -164,19 +164,19 @@ impl Context {
     /// Makes a session for `key`, or leaves nothing behind. Blocks.
     ///
     /// A spawner that dies over it is no fault of the session, so there is a second try, with a new one.
-    pub fn create(&self, key: &SessionKey, config: &Config) -> Result<Live, CreateError> {
-        match self.try_create(key, config) {
+    pub fn create(&self, key: &SessionKey, environment: &Environment, config: &Config) -> Result<Live, CreateError> {
+        match self.try_create(key, environment, config) {
             Err(CreateError::Container(error @ RuntimeError::Lost { .. })) => {
                 tracing::warn!(session = %key, "{}; trying again", chain(error));
-                self.try_create(key, config)
+                self.try_create(key, environment, config)
             }
             other => other,
         }
     }
 
-    fn try_create(&self, key: &SessionKey, config: &Config) -> Result<Live, CreateError> {
-        let (image, mut record) = self.reserve(key, config)?;
-        match self.create_objects(key, config, &image, &mut record) {
+    fn try_create(&self, key: &SessionKey, environment: &Environment, config: &Config) -> Result<Live, CreateError> {
+        let (image, mut record) = self.reserve(key, environment, config)?;
+        match self.create_objects(key, environment, config, &image, &mut record) {
             Ok(container) => Ok(Live { record, container }),
             Err(error) => {
                 if let Err(left) = self.destroy(&record, None) {
@@ -188,8 +188,13 @@ impl Context {
     }
 
     /// Writes the record. Nobody may prune the image between our finding it and the row that says it is in use.
-    fn reserve(&self, key: &SessionKey, config: &Config) -> Result<(image::Image, SessionRecord), CreateError> {
-        let name = &config.defaults.image;
+    fn reserve(
+        &self,
+        key: &SessionKey,
+        environment: &Environment,
+        config: &Config,
+    ) -> Result<(image::Image, SessionRecord), CreateError> {
+        let name = &environment.image.base;
         let unreadable = |error| CreateError::Image(name.clone(), error);
         let reference = image_reference(name)?;
         let _held = self.store.hold().map_err(unreadable)?;
@@ -201,7 +206,7 @@ impl Context {
             project: key.project.clone(),
             image: image.id.to_string(),
             image_reference: image.reference.clone(),
-            mode: config.session.mode,
+            mode: environment.life.mode,
             created_at: SystemTime::now(),
             boot_id: self.boot_id.clone(),
         };
@@ -214,6 +219,7 @@ impl Context {
     fn create_objects(
         &self,
         key: &SessionKey,
+        environment: &Environment,
         config: &Config,
         image: &image::Image,
         record: &mut SessionRecord,
@@ -232,12 +238,7 @@ impl Context {
         let listener = seqpacket::listen(&self.init_socket(id), INIT_BACKLOG)
             .map_err(|e| CreateError::Directory(self.init_socket(id), e))?;
 
-        let limits = cgroup::Limits {
-            cpus: config.defaults.cpus,
-            memory_max: config.defaults.memory,
-            pids_max: Some(config.security.pids_limit),
-        };
-        let cgroup = self.cgroups.create(id, &limits).map_err(CreateError::Cgroup)?;
+        let cgroup = self.cgroups.create(id, &environment.limits).map_err(CreateError::Cgroup)?;
         let (join, join_fds) = cgroup.join().map_err(CreateError::Cgroup)?;
 
         // The configuration may have changed since the last session.
@@ -255,11 +256,11 @@ impl Context {
             upperdir: directory.join("upper"),
             workdir: directory.join("work"),
             cgroup: join,
-            account: account(key, config),
-            env: image_env(image),
-            workdir_inside: None,
+            account: environment.account.clone(),
+            env: image_env(image).into_iter().chain(environment.env.iter().cloned()).collect(),
+            workdir_inside: environment.workdir.clone(),
             resolv_conf: network::resolv_conf(self.network.gateway()),
-            security: security(config),
+            security: environment.security.clone(),
             rlimits: RLIMITS,
             shm_bytes: 64 << 20,
         };
@@ -380,27 +381,6 @@ pub fn egress(config: &Config) -> Egress {
     }
 }
 
-fn account(key: &SessionKey, config: &Config) -> Account {
-    Account {
-        user: (!config.defaults.user_is_root).then(|| key.user.clone()),
-        shell: config.defaults.shell.clone(),
-        sudo: config.defaults.sudo && !config.defaults.user_is_root,
-        owner: key.user.clone(),
-        project: key.project.clone(),
-    }
-}
-
-fn security(config: &Config) -> SecuritySpec {
-    let has_sudo = config.defaults.sudo && !config.defaults.user_is_root;
-    SecuritySpec {
-        capabilities: config.security.capabilities.clone(),
-        no_new_privileges: config.security.no_new_privileges.unwrap_or(!has_sudo),
-        readonly_rootfs: config.security.readonly_rootfs,
-        tmpfs: config.security.tmpfs.clone(),
-        seccomp: true,
-    }
-}
-
 /// The image's `Env` as pairs; entries that are not `NAME=value` say nothing and are left out.
 fn image_env(image: &image::Image) -> Vec<(String, String)> {
     let env = image.config.config().as_ref().and_then(|config| config.env().clone()).unwrap_or_default();
@@ -409,12 +389,4 @@ fn image_env(image: &image::Image) -> Vec<(String, String)> {
         .filter(|(name, value)| !name.is_empty() && !name.contains('\0') && !value.contains('\0'))
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .collect()
-}
-
-/// How long a session lives without connections, by mode.
-pub fn grace(mode: Mode, config: &Config) -> Option<Duration> {
-    match mode {
-        Mode::DestroyOnDisconnect => None,
-        Mode::GracePeriod => Some(config.session.grace_period),
-    }
 }
