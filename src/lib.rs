@@ -9,7 +9,7 @@
 //! main ─▶ connection ─▶ protocol ─▶ sys        main ─▶ init ─▶ protocol ─▶ sys
 //! ```
 //!
-//! `config`, `podfile` and `names` hold plain values that any of them may read, `access` says who may log in; none of them
+//! `git` runs git without rights, for `cli` and `session`. `config`, `podfile` and `names` hold plain values that any of them may read, `access` says who may log in; none of them
 //! knows a process or a kernel object.
 
 pub mod access;
@@ -20,6 +20,7 @@ pub mod cli;
 pub mod config;
 pub mod connection;
 pub mod errors;
+pub mod git;
 pub mod image;
 pub mod init;
 pub mod log;

@@ -6,6 +6,7 @@ fn main() -> ExitCode {
     match std::env::args_os().nth(1).as_deref().and_then(std::ffi::OsStr::to_str) {
         Some("spawner") => podspawn::runtime::spawner_main(),
         Some("connection") => podspawn::connection::main(),
+        Some("git") => podspawn::git::main(),
         _ => podspawn::cli::main(),
     }
 }

@@ -8,6 +8,7 @@ mod effective;
 pub mod host_keys;
 mod load;
 mod raw;
+pub mod service_user;
 pub mod units;
 
 pub use self::load::{ConfigError, Options};

@@ -28,6 +28,7 @@ use crate::{
     config::{
         Config, Paths,
         host_keys::{self, HostKeyError},
+        service_user,
     },
     errors::chain,
     image::{ImageError, Store},
@@ -39,9 +40,6 @@ use crate::{
     session::{self, Context, RLIMITS, Sessions, state::Reason},
     state::{SessionRecord, State, StateError},
 };
-
-/// The user that connection processes run as where there is no system user `podspawn`: nobody.
-const NOBODY: u32 = 65_534;
 
 /// How long to wait before the network's rules are looked at again after that has failed.
 const RULES_BACK_OFF: Duration = Duration::from_secs(1);
@@ -111,7 +109,7 @@ pub(super) async fn start(config: Config) -> Result<(), StartError> {
             connections_dir(&paths),
             paths.state_dir.join("spool"),
             paths.run_dir.join("empty"),
-            connection_uid(),
+            service_user::uid(),
         ),
         startups: Startups::default(),
         audit,
@@ -291,11 +289,4 @@ fn lock(paths: &Paths) -> Result<Flock<File>, StartError> {
         }
         Err((_, errno)) => Err(error(errno.into())),
     }
-}
-
-/// The uid of the system user `podspawn`, which `server-setup` makes, or that of nobody.
-fn connection_uid() -> u32 {
-    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let uid = passwd.lines().find_map(|line| line.strip_prefix("podspawn:")?.split(':').nth(1)?.parse().ok());
-    uid.filter(|uid| *uid != 0).unwrap_or(NOBODY)
 }

@@ -102,17 +102,22 @@ pub fn move_mount(from: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()
 
 /// Adds `attributes` to the one mount that `mount` is the root of.
 pub fn mount_setattr(mount: BorrowedFd<'_>, attributes: u64) -> io::Result<()> {
-    setattr(mount, &MountAttr { set: attributes, clear: 0, propagation: 0, userns_fd: 0 })
+    setattr(mount, 0, &MountAttr { set: attributes, clear: 0, propagation: 0, userns_fd: 0 })
+}
+
+/// Adds `attributes` to the mount that `mount` is the root of and to all that are below it.
+pub fn mount_setattr_recursive(mount: BorrowedFd<'_>, attributes: u64) -> io::Result<()> {
+    setattr(mount, libc::AT_RECURSIVE, &MountAttr { set: attributes, clear: 0, propagation: 0, userns_fd: 0 })
 }
 
 /// Adds `attributes` to the detached mount `mount`, and maps its ids by the user namespace `userns`.
 pub fn mount_setattr_idmap(mount: BorrowedFd<'_>, attributes: u64, userns: BorrowedFd<'_>) -> io::Result<()> {
     let userns_fd = u64::from(userns.as_raw_fd().cast_unsigned());
-    setattr(mount, &MountAttr { set: attributes | attr::IDMAP, clear: 0, propagation: 0, userns_fd })
+    setattr(mount, 0, &MountAttr { set: attributes | attr::IDMAP, clear: 0, propagation: 0, userns_fd })
 }
 
-fn setattr(mount: BorrowedFd<'_>, attributes: &MountAttr) -> io::Result<()> {
-    let flags = libc::AT_EMPTY_PATH;
+fn setattr(mount: BorrowedFd<'_>, flags: c_int, attributes: &MountAttr) -> io::Result<()> {
+    let flags = flags | libc::AT_EMPTY_PATH;
     // SAFETY: path and structure outlive the call, and the structure's size is passed along.
     check(unsafe {
         libc::syscall(
