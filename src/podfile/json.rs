@@ -11,6 +11,8 @@ use super::node::{Key, MAX_DEPTH, Mark, Node, SyntaxError, Value};
 
 /// Reads a text that has one value in it.
 pub(super) fn parse(text: &str) -> Result<Node, SyntaxError> {
+    // Some editors begin a file with a byte order mark, as RFC 8259, 8.1, lets readers ignore.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let options = ParseOptions {
         allow_comments: true,
         allow_trailing_commas: true,

@@ -1,4 +1,5 @@
-//! devcontainer.json, in the shapes that well-known projects have theirs.
+//! devcontainer.json, in the shapes that well-known projects have theirs: with their images, features and fields, and in our
+//! words where they have their own.
 
 use super::*;
 

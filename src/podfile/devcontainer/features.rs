@@ -32,17 +32,21 @@ pub(super) fn convert(item: &Item<'_>, podfile: &mut raw::Podfile, report: &mut 
         } else if name == "sshd" && official {
             // A session is reached over SSH.
         } else if let (true, Some((_, package))) = (official, VERSIONED.iter().find(|(known, _)| *known == name)) {
-            let version = version(&item, report);
-            let text = version.map_or_else(|| (*package).to_owned(), |version| format!("{package}@{version}"));
-            add(&text, &item.place, podfile, report);
+            match version(&item, report) {
+                Version::Any => add(package, &item.place, podfile, report),
+                Version::Exactly(version) => add(&format!("{package}@{version}"), &item.place, podfile, report),
+                // Then the feature is there for its other options.
+                Version::None => {}
+            }
         } else if let (true, Some((_, packages))) = (official, PLAIN.iter().find(|(known, _)| *known == name)) {
             for package in *packages {
                 add(package, &item.place, podfile, report);
             }
             if name == "common-utils" {
                 zsh(&item, podfile, report);
-            } else {
-                version(&item, report);
+            } else if let Version::Exactly(version) = version(&item, report) {
+                let why = "the version is the one that the image's distribution has";
+                report.warning(&item.place, format_args!("{} is not used: {why}", quoted(&version)));
             }
         } else {
             report.warning(&item.place, format_args!("the feature {} is not supported", quoted(id)));
@@ -57,8 +61,15 @@ fn add(text: &str, place: &Place, podfile: &mut raw::Podfile, report: &mut Repor
     }
 }
 
-/// The version that is wanted, if it is a certain one; other options are reported.
-fn version(item: &Item<'_>, report: &mut Report) -> Option<String> {
+/// What `version` of a feature asks for.
+enum Version {
+    Any,
+    Exactly(String),
+    None,
+}
+
+/// The version that is wanted; other options are reported.
+fn version(item: &Item<'_>, report: &mut Report) -> Version {
     let version = if item.is_map() {
         let mut version = None;
         for (name, option) in item.entries(report, MAX_ENTRIES) {
@@ -73,9 +84,12 @@ fn version(item: &Item<'_>, report: &mut Report) -> Option<String> {
         // `"go": "1.24"`, and `"go": true` for any.
         item.text(report).filter(|text| *text != "true")
     };
-    // What the distribution has is as good as any.
-    let any = ["latest", "lts", "os-provided", "system", "none", ""];
-    version.filter(|version| !any.contains(version)).map(str::to_owned)
+    match version {
+        // What the distribution has is as good as any.
+        None | Some("latest" | "lts" | "os-provided" | "system" | "") => Version::Any,
+        Some("none") => Version::None,
+        Some(version) => Version::Exactly(version.to_owned()),
+    }
 }
 
 /// The options of common-utils that concern the shell.

@@ -4,10 +4,10 @@
 #[derive(Debug, PartialEq, Eq)]
 enum Piece {
     Literal(String),
-    /// The directory of the project.
-    Workspace,
-    /// The last component of that.
-    WorkspaceName,
+    /// The directory of the project; as it is written.
+    Workspace(String),
+    /// The last component of that; as it is written.
+    WorkspaceName(String),
     /// A variable of the container.
     Environment(String),
 }
@@ -46,14 +46,12 @@ impl Variables<'_> {
         for piece in pieces {
             match (piece, self.workspace) {
                 (Piece::Literal(text), _) => value.push_str(&text),
-                (Piece::Workspace, Some(path)) => value.push_str(path),
-                (Piece::WorkspaceName, Some(path)) => value.push_str(path.rsplit('/').next().unwrap_or(path)),
+                (Piece::Workspace(_), Some(path)) => value.push_str(path),
+                (Piece::WorkspaceName(_), Some(path)) => value.push_str(path.rsplit('/').next().unwrap_or(path)),
                 // The one variable of the image that a Podfile's values can repeat.
                 (Piece::Environment(name), _) if name == "PATH" => value.push_str("${PATH}"),
                 (Piece::Environment(name), _) => return Expanded::Unknown(format!("${{containerEnv:{name}}}")),
-                (Piece::Workspace | Piece::WorkspaceName, None) => {
-                    return Expanded::Unknown(format!("${{{WORKSPACE}}}"));
-                }
+                (Piece::Workspace(written) | Piece::WorkspaceName(written), None) => return Expanded::Unknown(written),
             }
         }
         Expanded::Text(value)
@@ -84,11 +82,11 @@ fn put_together(
     variable: impl Fn(String) -> String,
 ) -> Result<Script, String> {
     let pieces = pieces(text)?;
-    let uses_workspace = pieces.iter().any(|piece| matches!(piece, Piece::Workspace | Piece::WorkspaceName));
+    let uses_workspace = pieces.iter().any(|piece| matches!(piece, Piece::Workspace(_) | Piece::WorkspaceName(_)));
     let shown = pieces.into_iter().map(|piece| match piece {
         Piece::Literal(text) => literal(&text),
-        Piece::Workspace => variable(format!("${{{WORKSPACE}}}")),
-        Piece::WorkspaceName => variable(format!("${{{WORKSPACE}##*/}}")),
+        Piece::Workspace(_) => variable(format!("${{{WORKSPACE}}}")),
+        Piece::WorkspaceName(_) => variable(format!("${{{WORKSPACE}##*/}}")),
         Piece::Environment(name) => variable(format!("${{{name}}}")),
     });
     let text: String = shown.collect();
@@ -120,15 +118,16 @@ fn pieces(text: &str) -> Result<Vec<Piece>, String> {
         };
         rest = behind;
         let mut parts = inside.splitn(3, ':');
+        let written = || format!("${{{inside}}}");
         let piece = match (parts.next().unwrap_or_default(), parts.next(), parts.next()) {
-            ("containerWorkspaceFolder" | "localWorkspaceFolder", None, None) => Piece::Workspace,
-            ("containerWorkspaceFolderBasename" | "localWorkspaceFolderBasename", None, None) => Piece::WorkspaceName,
+            ("containerWorkspaceFolder" | "localWorkspaceFolder", None, None) => Piece::Workspace(written()),
+            ("containerWorkspaceFolderBasename" | "localWorkspaceFolderBasename", None, None) => {
+                Piece::WorkspaceName(written())
+            }
             ("containerEnv", Some(name), _) if is_name(name) => Piece::Environment(name.to_owned()),
             ("localEnv" | "env", Some(_), Some(default)) => Piece::Literal(default.to_owned()),
-            ("localEnv" | "env", Some(_), None) | ("devcontainerId", None, None) => {
-                return Err(format!("${{{inside}}}"));
-            }
-            _ => Piece::Literal(format!("${{{inside}}}")),
+            ("localEnv" | "env", Some(_), None) | ("devcontainerId", None, None) => return Err(written()),
+            _ => Piece::Literal(written()),
         };
         if let Piece::Literal(text) = piece {
             literal.push_str(&text);
@@ -179,7 +178,7 @@ mod tests {
             assert_eq!(known.in_value(text), expected, "{text}");
         }
         let unknown = Variables { workspace: None }.in_value("${localWorkspaceFolder}");
-        assert_eq!(unknown, Expanded::Unknown("${containerWorkspaceFolder}".to_owned()));
+        assert_eq!(unknown, Expanded::Unknown("${localWorkspaceFolder}".to_owned()));
     }
 
     #[test]
