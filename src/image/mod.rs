@@ -33,6 +33,7 @@ mod reference;
 mod registry;
 mod repair;
 mod store;
+mod tarball;
 mod view;
 
 use std::{io, path::PathBuf};
