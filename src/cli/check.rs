@@ -122,6 +122,7 @@ fn effective(config: &Config) -> Vec<(&'static str, Value)> {
         ("security.pids_limit", json!(security.pids_limit)),
         ("security.readonly_rootfs", json!(security.readonly_rootfs)),
         ("security.tmpfs", json!(security.tmpfs)),
+        ("security.nested", json!(security.nested)),
         ("security.userns.first", json!(security.userns_first)),
         ("security.userns.count", json!(security.userns_count)),
         ("resources.max_per_user", json!(resources.max_per_user)),

@@ -265,6 +265,7 @@ fn security(fields: &Fields<'_>, raw: raw::Security) -> Result<Security, ConfigE
         pids_limit,
         readonly_rootfs: raw.readonly_rootfs.unwrap_or(false),
         tmpfs,
+        nested: raw.nested.unwrap_or(false),
         userns_first: first,
         userns_count: u32::try_from(count).unwrap_or(u32::MAX),
     })

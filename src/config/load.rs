@@ -227,6 +227,7 @@ mod tests {
             ("auth: {revoked_keys: krl}", "auth.revoked_keys is not valid: krl is not an absolute path"),
             ("auth: {algorithms: weak}", "\"weak\" is not one of post-quantum, strong, compatible"),
             ("security: {cap_add: [SYS_ADMIN]}", "security.cap_add is not valid"),
+            ("security: {nested: perhaps}", "security.nested: invalid type"),
             ("listen: [", "line 2 column 1"),
         ];
         for (yaml, expected) in table {

@@ -130,6 +130,8 @@ pub struct Security {
     pub pids_limit: u64,
     pub readonly_rootfs: bool,
     pub tmpfs: std::collections::BTreeMap<String, String>,
+    /// Whether sandboxes and rootless tools work inside (docs/security.md).
+    pub nested: bool,
     /// The first host id for containers, and how many containers' worth (65,536 ids each) there are.
     pub userns_first: u32,
     pub userns_count: u32,

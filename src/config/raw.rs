@@ -100,8 +100,9 @@ section! {
         pids_limit: u64,
         readonly_rootfs: bool,
         tmpfs: BTreeMap<String, String>,
+        nested: bool,
         userns: Userns,
-    } later { seccomp_profile, nested, runtime, }
+    } later { seccomp_profile, runtime, }
 }
 
 section! {

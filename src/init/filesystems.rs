@@ -15,7 +15,7 @@ use nix::{
     unistd::{chdir, fchdir, pivot_root},
 };
 
-use super::files;
+use super::{files, nested};
 use crate::{
     protocol::{CgroupJoin, ContainerSpec},
     sys::mount_api::{
@@ -24,7 +24,7 @@ use crate::{
     },
 };
 
-const INERT: u64 = attr::NOSUID | attr::NODEV | attr::NOEXEC;
+pub(super) const INERT: u64 = attr::NOSUID | attr::NODEV | attr::NOEXEC;
 
 /// Hidden: files show as empty, directories too (reference: security.md, 3.5).
 const MASKED: [&str; 18] = [
@@ -52,7 +52,12 @@ const MASKED: [&str; 18] = [
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// A mount of a new file system of type `name`, attached nowhere.
-fn new_mount(name: &CStr, options: &[(&CStr, &CStr)], flags: &[&CStr], attributes: u64) -> io::Result<OwnedFd> {
+pub(super) fn new_mount(
+    name: &CStr,
+    options: &[(&CStr, &CStr)],
+    flags: &[&CStr],
+    attributes: u64,
+) -> io::Result<OwnedFd> {
     let context = fsopen(name)?;
     for (key, value) in options {
         fsconfig_set_string(context.as_fd(), key, value)?;
@@ -88,7 +93,8 @@ pub(super) fn pivot(rootfs: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Mounts everything that every container has. Returns its devpts, opened.
+/// Mounts everything that every container has, and `unmasked_proc` for those that may have sandboxes inside. Returns its
+/// devpts, opened.
 ///
 /// # Errors
 /// With the step that failed.
@@ -97,6 +103,7 @@ pub(super) fn mount_all(
     proc: &OwnedFd,
     dev: &OwnedFd,
     sys: &OwnedFd,
+    unmasked_proc: Option<&OwnedFd>,
 ) -> Result<OwnedFd, (String, io::Error)> {
     let attach = |mount: &OwnedFd, path: &str| {
         let attach = || move_mount(mount.as_fd(), files::mount_point(path)?.as_fd());
@@ -111,6 +118,9 @@ pub(super) fn mount_all(
     // 5 is the group tty of every distribution. The maximum is on terminals, each of which costs kernel memory.
     let pts_options = [(c"ptmxmode", c"0666"), (c"mode", c"620"), (c"gid", c"5"), (c"max", c"64")];
     let pts = make("/dev/pts", c"devpts", &pts_options, &[c"newinstance"], attr::NOSUID | attr::NOEXEC)?;
+    if let Some(proc) = unmasked_proc {
+        nested::mount_unmasked(proc).map_err(|error| ("mount /proc for sandboxes".to_owned(), error))?;
+    }
     let size = CString::new(spec.shm_bytes.to_string()).unwrap_or_default();
     make("/dev/shm", c"tmpfs", &[(c"size", &size), (c"mode", c"1777")], &[], INERT)?;
     make("/dev/mqueue", c"mqueue", &[], &[], INERT)?;

@@ -20,6 +20,7 @@ mod filesystems;
 mod forwards;
 mod home;
 mod launch;
+mod nested;
 mod privileges;
 mod resolve;
 mod scp;

@@ -6,7 +6,7 @@
 //!    an unprivileged id on the host, without the supplementary groups of the daemon
 //! 4. mounts, while the host's `/proc` is still there to prove to the kernel that a new one reveals nothing
 //!    (`mount_too_revealing`), then pivot_root: from here on no path leads to the host, whatever the image contains
-//! 5. everything inside the new root: /proc, /dev, /sys, masks, descriptors 0 to 2, names and accounts, extra tmpfs,
+//! 5. everything inside the new root: /proc, /dev, /sys, how many namespaces there may be, masks, descriptors 0 to 2, names and accounts, extra tmpfs,
 //!    read-only root last, as the steps before write to it
 //! 6. what is given up for good: keyring, limits, then the bounding set, no_new_privs, and the filter while
 //!    CAP_SYS_ADMIN is there to load it without no_new_privs, then all capabilities that init has no use for
@@ -29,7 +29,7 @@ use nix::{
     unistd::{Gid, Uid, setgroups, sethostname, setresgid, setresuid, setsid, write},
 };
 
-use super::{Newborn, account::Account, filesystems, home, owned, privileges, serve::Init};
+use super::{Newborn, account::Account, filesystems, home, nested, owned, privileges, serve::Init};
 use crate::{
     protocol::{ToNewborn, wire},
     sys::{confine::join_new_session_keyring, process},
@@ -82,12 +82,14 @@ pub(super) fn set_up(newborn: &Newborn<'_>) -> Result<(Init, Vec<String>), Failu
     prctl::set_dumpable(true).at("use /proc")?;
 
     let proc = filesystems::new_proc().at("mount /proc")?;
+    let unmasked_proc = spec.security.nested.then(filesystems::new_proc).transpose().at("mount /proc")?;
     filesystems::pivot(&rootfs).at("enter the root file system")?;
     drop(rootfs);
-    let devpts =
-        filesystems::mount_all(spec, &proc, &dev, &sys).map_err(|(step, error)| Failure::new(&step, &error))?;
+    let devpts = filesystems::mount_all(spec, &proc, &dev, &sys, unmasked_proc.as_ref())
+        .map_err(|(step, error)| Failure::new(&step, &error))?;
+    nested::limit(&proc, spec.security.nested).at("limit namespaces")?;
     filesystems::mask(&dev).at("mask paths of /proc and /sys")?;
-    drop((proc, dev, sys));
+    drop((proc, unmasked_proc, dev, sys));
     stdio_to_null().at("open /dev/null")?;
 
     umask(Mode::from_bits_truncate(0o022));

@@ -389,8 +389,11 @@ pub struct SecuritySpec {
     pub readonly_rootfs: bool,
     /// Extra tmpfs mounts: path inside, options.
     pub tmpfs: BTreeMap<String, String>,
-    /// Whether the default seccomp filter is loaded.
+    /// Whether a seccomp filter is loaded.
     pub seccomp: bool,
+    /// Whether a sandbox works inside: namespaces may be made, with a `/proc` of their own.
+    #[serde(default)]
+    pub nested: bool,
 }
 
 /// Resource limits of every process (getrlimit(2)), clamped to what the daemon itself may have.

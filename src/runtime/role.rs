@@ -89,6 +89,7 @@ struct Role {
     own_netns: OwnedFd,
     scratch: mounts::Scratch,
     filter: Vec<Instruction>,
+    nested_filter: Vec<Instruction>,
     proof: SingleThreaded,
 }
 
@@ -117,6 +118,7 @@ impl Role {
             own_netns: open("/proc/self/ns/net", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?,
             scratch: mounts::Scratch::new(scratch_dir)?,
             filter: seccomp::default_filter(),
+            nested_filter: seccomp::nested_filter(),
             proof,
         })
     }
@@ -193,7 +195,7 @@ impl Role {
                 socket: theirs.as_fd(),
                 listener: listener.as_fd(),
                 tasks: &tasks.iter().map(AsFd::as_fd).collect::<Vec<_>>(),
-                filter: &self.filter,
+                filter: if spec.security.nested { &self.nested_filter } else { &self.filter },
                 proof: self.proof,
             }),
         }

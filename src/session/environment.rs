@@ -81,6 +81,7 @@ impl Environment {
                 readonly_rootfs: config.security.readonly_rootfs,
                 tmpfs: config.security.tmpfs.clone(),
                 seccomp: true,
+                nested: config.security.nested,
             },
             life: Life::of(config.session.mode, config),
         }

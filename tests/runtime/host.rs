@@ -108,6 +108,7 @@ impl Host {
                 readonly_rootfs: false,
                 tmpfs: BTreeMap::new(),
                 seccomp: true,
+                nested: false,
             },
             rlimits: Rlimits { nofile_soft: 1024, nofile_hard: 65_536, core: 0, memlock: 8 << 20 },
             shm_bytes: 64 << 20,
