@@ -129,6 +129,10 @@ async fn work(start: Start, line: &mut Line, control: &Control, forwards: &Arc<F
     let described = match &program {
         Program::Shell => None,
         Program::Command(command) => Some(String::from_utf8_lossy(command).into_owned()),
+        Program::Argv(words) => {
+            let words: Vec<_> = words.iter().map(|word| String::from_utf8_lossy(word)).collect();
+            Some(words.join(" "))
+        }
         Program::Sftp => Some("internal-sftp".to_owned()),
     };
     if let Some(path) = forwards.agent_path(&line.handle).await {
@@ -141,7 +145,7 @@ async fn work(start: Start, line: &mut Line, control: &Control, forwards: &Arc<F
         }
     }
     let (mut process, mut said) = link.open();
-    let exec = Exec { id: process.id(), program, pty, env };
+    let exec = Exec { pty, env, ..Exec::new(process.id(), program) };
     let started = async {
         link.send(&ToInit::Exec(Box::new(exec))).await.map_err(|error| error.to_string())?;
         tokio::select! {

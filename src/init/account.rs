@@ -12,7 +12,7 @@ const USER_ID: u32 = 1000;
 const SUDO_GROUPS: [&[u8]; 3] = [b"sudo", b"wheel", b"admin"];
 
 /// Supplementary groups that a process gets at most; the kernel allows 65,536.
-const MAX_GROUPS: usize = 256;
+pub(super) const MAX_GROUPS: usize = 256;
 
 /// The user that everything in the session runs as.
 #[derive(Debug, Clone)]
@@ -106,12 +106,9 @@ impl Account {
     /// The ids of the groups that `group`, the contents of /etc/group, puts the user into, its own among them.
     pub(super) fn groups(&self, group: &[u8]) -> Vec<u32> {
         let mut ids = vec![self.gid];
-        for line in lines(group) {
-            let fields = fields(line);
-            let (Some(id), Some(list)) = (fields.get(2).and_then(|id| parse_id(id)), fields.get(3)) else { continue };
-            let member = list.split(|&b| b == b',').any(|member| member == self.name.as_bytes());
-            if member && !ids.contains(&id) && ids.len() < MAX_GROUPS {
-                ids.push(id);
+        for entry in entries(group).filter(|entry| entry.has_member(self.name.as_bytes())) {
+            if !ids.contains(&entry.id) && ids.len() < MAX_GROUPS {
+                ids.push(entry.id);
             }
         }
         ids
@@ -146,6 +143,16 @@ impl<'a> Entry<'a> {
     pub(super) fn home(&self) -> Option<&'a [u8]> {
         self.fields.get(5).copied()
     }
+
+    /// The id of its group, if it is a user's.
+    pub(super) fn group(&self) -> Option<u32> {
+        parse_id(self.fields.get(3)?)
+    }
+
+    /// Whether `name` is listed in it, if it is a group's.
+    pub(super) fn has_member(&self, name: &[u8]) -> bool {
+        self.fields.get(3).is_some_and(|list| list.split(|&b| b == b',').any(|member| member == name))
+    }
 }
 
 /// The lines of `file`, /etc/passwd or /etc/group, that name somebody.
@@ -158,7 +165,7 @@ pub(super) fn entries(file: &[u8]) -> impl Iterator<Item = Entry<'_>> {
 }
 
 /// A decimal id that the container's id map has. No sign, no overflow (CVE-2024-40635).
-fn parse_id(text: &[u8]) -> Option<u32> {
+pub(super) fn parse_id(text: &[u8]) -> Option<u32> {
     let digits = (1..=5).contains(&text.len()) && text.iter().all(u8::is_ascii_digit);
     let id = digits.then(|| text.iter().fold(0, |id, digit| id * 10 + u32::from(digit - b'0')))?;
     (id < 65_536).then_some(id)

@@ -30,9 +30,9 @@ use nix::{
     },
 };
 
-use super::{account::Account, files, home, stand_in, terminal::Terminal};
+use super::{account::Account, home, identity::Who, stand_in, terminal::Terminal};
 use crate::{
-    protocol::{ContainerSpec, Exec, Program, SecuritySpec},
+    protocol::{ContainerSpec, Exec, Identity, Program, SecuritySpec, Variables},
     sys::{
         poll::wait_readable,
         process::{self, SingleThreaded},
@@ -98,7 +98,8 @@ enum Stdio {
 
 /// An exec, ready to be done.
 struct Image {
-    path: CString,
+    /// What to execute. Without a slash in it, it is looked for in PATH.
+    program: CString,
     arguments: Vec<CString>,
     environment: Vec<CString>,
 }
@@ -126,62 +127,65 @@ impl Surroundings {
         if let Program::Sftp = exec.program {
             return self.launch_sftp(exec);
         }
+        let who = Who::find(&exec.identity, &self.account)
+            .map_err(|error| Refusal { status: FAILED, message: error.to_string() })?;
         let (stdio, ends) = match &exec.pty {
             Some(pty) => {
-                let terminal = Terminal::open(self.devpts.as_fd(), pty, self.account.uid)
+                let terminal = Terminal::open(self.devpts.as_fd(), pty, who.uid)
                     .map_err(|error| Refusal::failed("open a terminal", &error))?;
                 let leader = terminal.leader.try_clone();
                 let leader = leader.map_err(|error| Refusal::failed("open a terminal", &error))?;
                 (Stdio::Terminal(terminal), vec![leader])
             }
-            None => self.pipes().map_err(|error| Refusal::failed("make pipes", &error))?,
+            None => pipes(&who).map_err(|error| Refusal::failed("make pipes", &error))?,
         };
-        let image = self.image(exec, &stdio)?;
+        let image = self.image(exec, &who, &stdio)?;
         // Readable at its end when exec closes it, or with the error of an exec that failed.
         let (report, reporter) = pipe2(OFlag::O_CLOEXEC).map_err(|e| Refusal::failed("make a pipe", &e.into()))?;
         match process::fork(self.proof).map_err(|error| Refusal::failed("start a process", &error))? {
-            None => self.become_image(exec, &stdio, &image, &reporter),
+            None => self.become_image(exec, &who, &stdio, &image, &reporter),
             Some(pid) => {
                 drop((reporter, stdio));
-                wait_for_exec(pid, report, &image.path)?;
+                wait_for_exec(pid, report, exec, &image.program)?;
                 Ok(Launched { pid, ends })
             }
         }
     }
 
-    fn pipes(&self) -> io::Result<(Stdio, Vec<OwnedFd>)> {
-        let make = || -> io::Result<(OwnedFd, OwnedFd)> {
-            let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
-            fchown(&read, Some(Uid::from_raw(self.account.uid)), Some(Gid::from_raw(self.account.gid)))?;
-            Ok((read, write))
-        };
-        let ((stdin, our_stdin), (our_stdout, stdout), (our_stderr, stderr)) = (make()?, make()?, make()?);
-        Ok((Stdio::Pipes { stdin, stdout, stderr }, vec![our_stdin, our_stdout, our_stderr]))
+    /// The session's user, with the groups that it has now.
+    fn session_user(&self) -> Result<Who, Errno> {
+        Who::find(&Identity::Session, &self.account).map_err(|_never_for_the_session| Errno::EINVAL)
     }
 
-    fn image(&self, exec: &Exec, stdio: &Stdio) -> Result<Image, Refusal> {
+    fn image(&self, exec: &Exec, who: &Who, stdio: &Stdio) -> Result<Image, Refusal> {
         let shell = home::shell(&self.account);
         let name = Path::new(shell).file_name().map_or_else(|| shell.into(), |name| name.to_string_lossy());
+        let environment = self.environment(exec, who, shell, stdio);
         let arguments = match &exec.program {
             // The dash makes it a login shell (login(1)).
             Program::Shell => vec![format!("-{name}").into_bytes()],
             Program::Command(command) => vec![name.as_bytes().to_vec(), b"-c".to_vec(), command.to_vec()],
+            Program::Argv(arguments) => arguments.iter().map(|argument| argument.to_vec()).collect(),
             Program::Sftp => Vec::new(),
+        };
+        let program = match &exec.program {
+            Program::Argv(arguments) => arguments.first().map(|program| program.to_vec()).unwrap_or_default(),
+            Program::Shell | Program::Command(_) | Program::Sftp => shell.as_bytes().to_vec(),
         };
         let no_nul = |bytes| {
             CString::new(bytes)
                 .map_err(|_| Refusal { status: FAILED, message: "the command has a NUL byte in it".into() })
         };
         Ok(Image {
-            path: no_nul(shell.as_bytes().to_vec())?,
+            program: no_nul(program)?,
             arguments: arguments.into_iter().map(no_nul).collect::<Result<_, _>>()?,
-            environment: self.environment(exec, shell, stdio),
+            environment,
         })
     }
 
     /// Image and podfile, then the client's, then what says who and where one is. Entries that are not `NAME=value`
     /// cannot be expressed and are left out.
-    fn environment(&self, exec: &Exec, shell: &str, stdio: &Stdio) -> Vec<CString> {
+    fn environment(&self, exec: &Exec, who: &Who, shell: &str, stdio: &Stdio) -> Vec<CString> {
         let mut variables: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
         let mut set = |name: &[u8], value: &[u8]| {
             let valid = !name.is_empty() && !name.contains(&b'=') && !name.contains(&0) && !value.contains(&0);
@@ -190,6 +194,9 @@ impl Surroundings {
             }
         };
         set(b"PATH", DEFAULT_PATH.as_bytes());
+        if exec.variables == Variables::Bare {
+            set(b"HOME", who.home.as_bytes());
+        }
         for (name, value) in &self.env {
             set(name.as_bytes(), value.as_bytes());
         }
@@ -200,26 +207,27 @@ impl Surroundings {
             set(b"TERM", pty.term.as_bytes());
             set(b"SSH_TTY", terminal.path.as_bytes());
         }
-        let account = &self.account;
-        for (name, value) in [
-            ("USER", account.name.as_str()),
-            ("LOGNAME", &account.name),
-            ("HOME", &account.home),
-            ("SHELL", shell),
-            ("PODSPAWN_USER", &account.owner),
-            ("PODSPAWN_SESSION", &self.session),
-        ] {
-            set(name.as_bytes(), value.as_bytes());
-        }
-        if let Some(project) = &account.project {
-            set(b"PODSPAWN_PROJECT", project.as_bytes());
+        if exec.variables == Variables::Session {
+            for (name, value) in [
+                ("USER", who.name.as_str()),
+                ("LOGNAME", &who.name),
+                ("HOME", &who.home),
+                ("SHELL", shell),
+                ("PODSPAWN_USER", &self.account.owner),
+                ("PODSPAWN_SESSION", &self.session),
+            ] {
+                set(name.as_bytes(), value.as_bytes());
+            }
+            if let Some(project) = &self.account.project {
+                set(b"PODSPAWN_PROJECT", project.as_bytes());
+            }
         }
         let entry = |(name, value): (Vec<u8>, Vec<u8>)| CString::new([name, value].join(&b'=')).ok();
         variables.into_iter().filter_map(entry).collect()
     }
 
     /// The child's side. Nothing of the container has run in it yet.
-    fn become_image(&self, exec: &Exec, stdio: &Stdio, image: &Image, reporter: &OwnedFd) -> ! {
+    fn become_image(&self, exec: &Exec, who: &Who, stdio: &Stdio, image: &Image, reporter: &OwnedFd) -> ! {
         let prepare = || -> nix::Result<()> {
             setsid()?;
             match stdio {
@@ -236,46 +244,98 @@ impl Surroundings {
                 }
             }
             process::cloexec_all().map_err(errno)?;
-            self.become_user()
+            become_somebody(who)
         };
-        let prepared = prepare();
-        if let (Ok(()), Program::Command(command)) = (prepared, &exec.program)
+        let in_place = prepare().map_err(|error| (Stage::Start, error)).and_then(|()| match &exec.cwd {
+            Some(directory) => chdir(directory.as_str()).map_err(|error| (Stage::Directory, error)),
+            None => self.enter_directory(who).map_err(|error| (Stage::Start, error)),
+        });
+        if let (Ok(()), Program::Command(command)) = (in_place, &exec.program)
             && let Some(stand_in) = stand_in::for_command(command, &image.environment)
         {
             self.become_stand_in(exec, &stand_in, image);
         }
-        let error = match prepared {
-            Ok(()) => match execve(&image.path, &image.arguments, &image.environment) {
-                Err(error) => error,
-                Ok(never) => match never {},
-            },
-            Err(error) => error,
+        let (stage, error) = match in_place {
+            Ok(()) => (Stage::Start, image.execute()),
+            Err(failed) => failed,
         };
+        let mut report = [stage as u8, 0, 0, 0, 0];
+        report[1..].copy_from_slice(&(error as i32).to_ne_bytes());
         // If init cannot be told it sees the pipe's end, and then the exit.
-        if let Err(_gone) = write(reporter, &(error as i32).to_ne_bytes()) {}
+        if let Err(_gone) = write(reporter, &report) {}
         process::exit_now(i32::from(CANNOT_EXECUTE))
     }
 
-    /// Signals, umask, ids, working directory: what both kinds of child need.
-    fn become_user(&self) -> nix::Result<()> {
-        process::default_signals();
-        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
-        umask(Mode::from_bits_truncate(0o022));
-        let group_file = files::read("/etc/group", home::MAX_FILE).ok().flatten();
-        let groups = self.account.groups(&group_file.map(|(contents, _)| contents).unwrap_or_default());
-        setgroups(&groups.into_iter().map(Gid::from_raw).collect::<Vec<_>>())?;
-        let (uid, gid) = (Uid::from_raw(self.account.uid), Gid::from_raw(self.account.gid));
-        setresgid(gid, gid, gid)?;
-        setresuid(uid, uid, uid)?;
-        // As the user, who may not be allowed everywhere. sshd too goes on in / and says so.
-        let wanted = self.workdir.as_deref().unwrap_or(&self.account.home);
+    /// The session's directory, or the home directory. As the user, who may not be allowed everywhere; sshd too goes on in
+    /// `/` and says so.
+    fn enter_directory(&self, who: &Who) -> nix::Result<()> {
+        let wanted = self.workdir.as_deref().unwrap_or(&who.home);
         if let Err(error) = chdir(wanted) {
             let line = format!("podspawn: cannot change to directory {wanted}: {}\r\n", error.desc());
             if let Err(_nobody_reads) = write(io::stderr(), line.as_bytes()) {}
-            chdir(self.account.home.as_str()).or_else(|_| chdir("/"))?;
+            chdir(who.home.as_str()).or_else(|_| chdir("/"))?;
         }
         Ok(())
     }
+}
+
+impl Image {
+    /// Executes the program, or returns with an error. As execvp(3) does: one that may not be executed is passed over, but
+    /// told of if there is no other; an empty entry of PATH is the working directory.
+    fn execute(&self) -> Errno {
+        let program = self.program.to_bytes();
+        if program.is_empty() || program.contains(&b'/') {
+            return self.execute_at(&self.program);
+        }
+        let path = self.environment.iter().find_map(|entry| entry.to_bytes().strip_prefix(b"PATH="));
+        let mut told = Errno::ENOENT;
+        for directory in path.unwrap_or_default().split(|&byte| byte == b':') {
+            let directory = if directory.is_empty() { b"." } else { directory };
+            let Ok(candidate) = CString::new([directory, program].join(&b'/')) else { continue };
+            match self.execute_at(&candidate) {
+                Errno::ENOENT | Errno::ENOTDIR => {}
+                Errno::EACCES => told = Errno::EACCES,
+                error => return error,
+            }
+        }
+        told
+    }
+
+    fn execute_at(&self, path: &CStr) -> Errno {
+        match execve(path, &self.arguments, &self.environment) {
+            Ok(never) => match never {},
+            Err(error) => error,
+        }
+    }
+}
+
+/// Which part of starting a process failed, as the child tells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Start = 0,
+    Directory = 1,
+}
+
+/// The three pipes of a process without a terminal, and our ends of them.
+fn pipes(who: &Who) -> io::Result<(Stdio, Vec<OwnedFd>)> {
+    let make = || -> io::Result<(OwnedFd, OwnedFd)> {
+        let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
+        fchown(&read, Some(Uid::from_raw(who.uid)), Some(Gid::from_raw(who.gid)))?;
+        Ok((read, write))
+    };
+    let ((stdin, our_stdin), (our_stdout, stdout), (our_stderr, stderr)) = (make()?, make()?, make()?);
+    Ok((Stdio::Pipes { stdin, stdout, stderr }, vec![our_stdin, our_stdout, our_stderr]))
+}
+
+/// Signals, umask, ids: what all kinds of children need.
+fn become_somebody(who: &Who) -> nix::Result<()> {
+    process::default_signals();
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
+    umask(Mode::from_bits_truncate(0o022));
+    setgroups(&who.groups.iter().copied().map(Gid::from_raw).collect::<Vec<_>>())?;
+    let (uid, gid) = (Uid::from_raw(who.uid), Gid::from_raw(who.gid));
+    setresgid(gid, gid, gid)?;
+    setresuid(uid, uid, uid)
 }
 
 fn errno(error: io::Error) -> Errno {
@@ -283,19 +343,27 @@ fn errno(error: io::Error) -> Errno {
 }
 
 /// Reads the child's word: nothing if it was executed.
-fn wait_for_exec(pid: i32, report: OwnedFd, path: &CStr) -> Result<(), Refusal> {
+fn wait_for_exec(pid: i32, report: OwnedFd, exec: &Exec, program: &CStr) -> Result<(), Refusal> {
     if wait_readable(report.as_fd(), EXEC_LIMIT).is_err() {
         // It may be stopped or traced; it is still ours, so the pid is its own.
         if let Err(_ended) = kill(Pid::from_raw(pid), Signal::SIGKILL) {}
         return Err(Refusal { status: FAILED, message: "starting the process took too long".into() });
     }
-    let mut bytes = Vec::with_capacity(4);
-    let read = std::fs::File::from(report).take(4).read_to_end(&mut bytes);
-    match <[u8; 4]>::try_from(bytes.as_slice()) {
-        Ok(number) if read.is_ok() => {
+    let mut bytes = Vec::with_capacity(5);
+    let read = std::fs::File::from(report).take(5).read_to_end(&mut bytes);
+    match <[u8; 5]>::try_from(bytes.as_slice()) {
+        Ok([stage, number @ ..]) if read.is_ok() => {
             let error = Errno::from_raw(i32::from_ne_bytes(number));
-            let status = if error == Errno::ENOENT { NOT_FOUND } else { CANNOT_EXECUTE };
-            Err(Refusal { status, message: format!("{}: {}", path.to_string_lossy(), error.desc()) })
+            Err(match &exec.cwd {
+                Some(directory) if stage == Stage::Directory as u8 => Refusal {
+                    status: FAILED,
+                    message: format!("cannot change to directory {directory}: {}", error.desc()),
+                },
+                _ => {
+                    let status = if error == Errno::ENOENT { NOT_FOUND } else { CANNOT_EXECUTE };
+                    Refusal { status, message: format!("{}: {}", program.to_string_lossy(), error.desc()) }
+                }
+            })
         }
         _ => Ok(()),
     }

@@ -7,7 +7,7 @@
 //! ```text
 //! setup     steps in order: cgroup, ids, mounts, pivot_root, files, account, limits, privileges ─▶ Ready
 //! serve     the loop: listener, sockets, SIGCHLD, deadlines
-//! launch    one process: pipes or terminal, ids, environment, exec
+//! launch    one process: pipes or terminal, ids, environment, exec; identity: whose ids
 //! sftp      a child that serves files instead of executing something
 //! stand_in  the same for commands of file transfers that the image has no program for, scp above all
 //! forwards  names, connections and listeners for forwarding; errands: children that do what may wait or needs the user's rights
@@ -19,6 +19,7 @@ mod files;
 mod filesystems;
 mod forwards;
 mod home;
+mod identity;
 mod launch;
 mod nested;
 mod privileges;

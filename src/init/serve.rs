@@ -29,7 +29,7 @@ use super::{
     launch::{Refusal, Surroundings},
 };
 use crate::{
-    protocol::{ContainerSpec, Exec, ExitStatus, FromInit, ToInit, wire},
+    protocol::{ContainerSpec, Exec, ExitStatus, FromInit, Identity, ToInit, wire},
     sys::{
         process::{self, Ended, SingleThreaded},
         seqpacket,
@@ -73,6 +73,8 @@ pub(super) struct Init {
 struct Client {
     socket: OwnedFd,
     waiting: VecDeque<Outgoing>,
+    /// Everything is done as the session's user.
+    restricted: bool,
 }
 
 /// An encoded message and its descriptors.
@@ -196,7 +198,7 @@ impl Init {
         });
         match accepted {
             Ok(socket) => {
-                self.clients.insert(self.next_client, Client { socket, waiting: VecDeque::new() });
+                self.clients.insert(self.next_client, Client { socket, waiting: VecDeque::new(), restricted: false });
                 self.next_client += 1;
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -206,7 +208,7 @@ impl Init {
 
     /// Takes one message of a client; the others have their turn before its next.
     fn receive(&mut self, token: u64) {
-        let Some(client) = self.clients.get(&token) else { return };
+        let Some(client) = self.clients.get_mut(&token) else { return };
         // Descriptors that come along are not asked for, and closed.
         let message = match seqpacket::recv(client.socket.as_fd(), &mut self.buffer) {
             Ok((0, _)) => None,
@@ -216,6 +218,7 @@ impl Init {
         };
         match message {
             Some(ToInit::Exec(exec)) => self.start(token, &exec),
+            Some(ToInit::Restrict) => client.restricted = true,
             Some(ToInit::Signal { id, signal }) => self.signal(token, id, signal),
             Some(ToInit::Release { id }) => {
                 self.hang_up(|process| process.client == token && process.id == id);
@@ -231,10 +234,13 @@ impl Init {
     fn start(&mut self, token: u64, exec: &Exec) {
         let id = exec.id;
         let of_client = self.processes.values().filter(|process| process.client == token);
+        let restricted = self.clients.get(&token).is_none_or(|client| client.restricted);
         let refusal = if of_client.clone().any(|process| process.id == id) {
             Some(format!("id {id} is in use"))
         } else if of_client.count() >= MAX_PROCESSES {
             Some(format!("this connection has {MAX_PROCESSES} processes already"))
+        } else if restricted && exec.identity != Identity::Session {
+            Some("only the session's user is allowed here".to_owned())
         } else {
             None
         };

@@ -23,8 +23,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::names::{ProjectName, SessionId, UserName};
 
-/// The version of the messages below, sent in every greeting.
-pub const VERSION: u32 = 1;
+/// The version of the messages below, sent in every greeting, and recorded with each container whose init speaks it.
+///
+/// Processes of an older version go on running under a newer supervisor, which does not send them what they do not know:
+///
+/// - 2: [`ToInit::Restrict`], [`Program::Argv`], and [`Exec`] with identity, working directory and variables.
+pub const VERSION: u32 = 2;
+
+/// The oldest version of a connection process that is taken over, or of an init that is talked to.
+pub const OLDEST: u32 = 1;
 
 // ---- supervisor <-> connection ---------------------------------------------------------------------------------------
 
@@ -164,6 +171,9 @@ pub enum ToInit {
     Connect { id: u32, to: Address },
     /// Make sockets that listen.
     Listen { id: u32, on: Listen },
+    /// From now on, whatever is started over this socket runs as the session's user. The supervisor says so before it gives
+    /// the socket to a connection process; it cannot be taken back.
+    Restrict,
 }
 
 /// What to connect to.
@@ -199,18 +209,58 @@ pub struct Exec {
     pub pty: Option<Pty>,
     /// Added to the session's environment, later ones winning; init sets USER, HOME, SHELL and the like itself.
     pub env: Vec<(Bytes, Bytes)>,
+    /// Where it starts; if that is not possible it is refused. `None` is the session's working directory, or else the home
+    /// directory.
+    #[serde(default)]
+    pub cwd: Option<String>,
+    #[serde(default)]
+    pub identity: Identity,
+    #[serde(default)]
+    pub variables: Variables,
+}
+
+impl Exec {
+    /// A process of the session's user, without a terminal and with the session's environment.
+    pub fn new(id: u32, program: Program) -> Self {
+        let (identity, variables) = (Identity::default(), Variables::default());
+        Self { id, program, pty: None, env: Vec::new(), cwd: None, identity, variables }
+    }
+}
+
+/// Whom a process runs as. On a socket that is restricted there is only the first.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Identity {
+    #[default]
+    Session,
+    /// The container's root, with nothing that its processes could not have.
+    Root,
+    /// As the `User` of an image says: `name`, `uid`, `name:group`, `uid:gid`, looked up in the container's own files.
+    Named { user: String },
+}
+
+/// What a process has in its environment beside [`Exec::env`] and the container's own variables, and PATH.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Variables {
+    /// Who the user is and which session this is: USER, LOGNAME, HOME, SHELL and PODSPAWN_*.
+    #[default]
+    Session,
+    /// HOME, unless it is set already.
+    Bare,
 }
 
 /// A string of bytes that is not necessarily UTF-8.
 pub type Bytes = serde_bytes::ByteBuf;
 
 /// What to run.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Program {
     /// The user's login shell.
     Shell,
     /// `shell -c command`.
     Command(Bytes),
+    /// A program and its arguments, the program among them. It is looked for in the PATH of its environment unless there
+    /// is a slash in its name.
+    Argv(Vec<Bytes>),
     /// The SFTP server, in init's own binary. Never has a terminal.
     Sftp,
 }

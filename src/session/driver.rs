@@ -26,7 +26,7 @@ use crate::{
     errors::chain,
     image,
     state::{Phase, SessionRecord},
-    sys::{async_fd, seqpacket},
+    sys::async_fd,
 };
 
 /// How often a removal that failed is tried again, at first; doubles up to [`RETRY_MAX`].
@@ -275,7 +275,7 @@ impl Driver {
     /// Connects to init for the connection and hands the socket over.
     fn admit(&mut self, id: ConnectionId) {
         let (Some(client), Some(record)) = (self.clients.get(&id), &self.record) else { return };
-        match seqpacket::connect(&self.inner.context.init_socket(&record.id)) {
+        match self.inner.context.connect(record) {
             Ok(init) => {
                 let (key, session, connections) = (&self.key, &record.id, self.clients.len());
                 self.inner.audit(&audit::Event::Connect { key, session, connection: id, connections });

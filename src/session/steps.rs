@@ -12,6 +12,7 @@
 
 use std::{
     collections::BTreeSet,
+    io,
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
     time::{Duration, SystemTime},
@@ -25,7 +26,7 @@ use crate::{
     image::{self, Store},
     names::{InstanceTag, NameError, ProjectName, SessionId, UserName},
     network::{self, Egress, Lease, Network, Subnet},
-    protocol::{ContainerSpec, Rlimits},
+    protocol::{self, ContainerSpec, Rlimits, ToInit, wire},
     runtime::{self, Container, RuntimeError, Spawner, rootfs::RootfsError},
     state::{NewSession, Phase, SessionRecord, Slots, State, StateError},
     sys::seqpacket,
@@ -161,6 +162,19 @@ impl Context {
         }
     }
 
+    /// A socket to the session's init for a connection process, which may do with it what the session's user may.
+    ///
+    /// # Errors
+    /// `WouldBlock` if too many wait for init already.
+    pub fn connect(&self, record: &SessionRecord) -> io::Result<OwnedFd> {
+        let socket = seqpacket::connect(&self.init_socket(&record.id))?;
+        // Before version 2 there was nothing else that anybody could do.
+        if record.init_version >= 2 {
+            wire::send(socket.as_fd(), &ToInit::Restrict, &[])?;
+        }
+        Ok(socket)
+    }
+
     /// Makes a session for `key`, or leaves nothing behind. Blocks.
     ///
     /// A spawner that dies over it is no fault of the session, so there is a second try, with a new one.
@@ -271,7 +285,9 @@ impl Context {
             .map_err(CreateError::Container)?;
         let starttime = container.starttime().map_err(CreateError::Died)?;
         record.init = Some((container.pid(), starttime));
-        self.state.set_container(&record.id, container.pid(), starttime).map_err(CreateError::Record)?;
+        record.init_version = protocol::VERSION;
+        let pid = container.pid();
+        self.state.set_container(&record.id, pid, starttime, protocol::VERSION).map_err(CreateError::Record)?;
         Ok(container)
     }
 

@@ -19,7 +19,8 @@ pub use self::records::{ConnectionRecord, NewSession, Phase, SessionRecord};
 use crate::names::SessionId;
 
 /// The schema, one entry per version: `PRAGMA user_version` says how many have been applied.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE sessions (
         id TEXT PRIMARY KEY,
         user TEXT NOT NULL,
@@ -48,7 +49,11 @@ const MIGRATIONS: &[&str] = &["
     ) STRICT;
     CREATE TABLE instance (last_slot INTEGER NOT NULL, pool TEXT) STRICT;
     INSERT INTO instance VALUES (-1, NULL);
-"];
+",
+    "
+    ALTER TABLE sessions ADD COLUMN init_version INTEGER NOT NULL DEFAULT 1;
+",
+];
 
 /// Ids that a container has: 0..65536.
 pub const IDS_PER_SESSION: u32 = 65_536;
@@ -182,12 +187,13 @@ impl State {
         self.execute("UPDATE sessions SET address = ?2 WHERE id = ?1", params![id.as_str(), address.to_string()])
     }
 
-    /// Records the container's init: its pid and start time (proc_pid_stat(5), field 22).
-    pub fn set_container(&self, id: &SessionId, pid: i32, starttime: u64) -> Result<(), StateError> {
+    /// Records the container's init: its pid, its start time (proc_pid_stat(5), field 22), and the version of the protocol
+    /// that it speaks.
+    pub fn set_container(&self, id: &SessionId, pid: i32, starttime: u64, version: u32) -> Result<(), StateError> {
         let starttime = i64::try_from(starttime).unwrap_or(i64::MAX);
         self.execute(
-            "UPDATE sessions SET init_pid = ?2, init_starttime = ?3 WHERE id = ?1",
-            params![id.as_str(), pid, starttime],
+            "UPDATE sessions SET init_pid = ?2, init_starttime = ?3, init_version = ?4 WHERE id = ?1",
+            params![id.as_str(), pid, starttime, version],
         )
     }
 
@@ -219,7 +225,7 @@ impl State {
         let mut query = connection
             .prepare(
                 "SELECT id, user, project, slot, id_base, phase, image, image_reference, mode, init_pid, init_starttime,
-                        grace_deadline_ms, created_at_ms, address, boot_id
+                        init_version, grace_deadline_ms, created_at_ms, address, boot_id
                  FROM sessions ORDER BY created_at_ms, id",
             )
             .map_err(|e| self.failed(e))?;
@@ -327,7 +333,7 @@ mod tests {
         state.set_pool("10.0.0.0/8").unwrap();
         let record = state.insert_session(&new(1, "ada"), slots(10)).unwrap();
         let deadline = UNIX_EPOCH + Duration::from_millis(1_234_567);
-        state.set_container(&record.id, 42, 99).unwrap();
+        state.set_container(&record.id, 42, 99, 7).unwrap();
         state.set_address(&record.id, Ipv4Addr::new(10, 0, 0, 2)).unwrap();
         state.set_grace(&record.id, deadline).unwrap();
         let connection = ConnectionRecord {
@@ -342,6 +348,7 @@ mod tests {
         let state = State::open(&directory.path().join("state.db")).unwrap();
         let expected = SessionRecord {
             init: Some((42, 99)),
+            init_version: 7,
             address: Some(Ipv4Addr::new(10, 0, 0, 2)),
             phase: Phase::Grace,
             grace_deadline: Some(deadline),

@@ -68,6 +68,8 @@ pub struct SessionRecord {
     pub mode: Mode,
     /// Pid and start time of the container's init.
     pub init: Option<(i32, u64)>,
+    /// The version of the protocol that it speaks.
+    pub init_version: u32,
     /// Set in phase `grace`.
     pub grace_deadline: Option<SystemTime>,
     pub created_at: SystemTime,
@@ -90,6 +92,7 @@ impl SessionRecord {
             image_reference,
             mode,
             init: None,
+            init_version: 1,
             grace_deadline: None,
             created_at,
             address: None,
@@ -135,9 +138,10 @@ pub(super) fn session_from_row(row: &Row<'_>) -> rusqlite::Result<Result<Session
     let starttime: Option<i64> = row.get("init_starttime")?;
     let grace_deadline: Option<i64> = row.get("grace_deadline_ms")?;
     let address: Option<String> = row.get("address")?;
-    let (slot, id_base, image, image_reference, created_at, boot_id) = (
+    let (slot, id_base, init_version, image, image_reference, created_at, boot_id) = (
         row.get("slot")?,
         row.get("id_base")?,
+        row.get("init_version")?,
         row.get("image")?,
         row.get("image_reference")?,
         time(row.get("created_at_ms")?),
@@ -155,6 +159,7 @@ pub(super) fn session_from_row(row: &Row<'_>) -> rusqlite::Result<Result<Session
             image_reference,
             mode: mode_from_word(&mode).ok_or_else(|| format!("mode {mode:?}"))?,
             init: pid.zip(starttime.and_then(|ticks| u64::try_from(ticks).ok())),
+            init_version,
             grace_deadline: grace_deadline.map(time),
             created_at,
             address: address.as_deref().map(str::parse).transpose().map_err(text)?,

@@ -101,8 +101,10 @@ async fn greet(socket: &std::path::Path) -> Result<AsyncSocket, AdoptError> {
     match tokio::time::timeout(GREETING, talk).await {
         Err(_elapsed) => Err(AdoptError::Silent),
         Ok(Err(error)) => Err(AdoptError::Gone(error)),
-        Ok(Ok(Some((FromConnection::Adopted { version: protocol::VERSION, .. }, _)))) => Ok(control),
-        Ok(Ok(Some((FromConnection::Adopted { version, .. }, _)))) => Err(AdoptError::Version(version)),
+        Ok(Ok(Some((FromConnection::Adopted { version, .. }, _)))) => match version {
+            protocol::OLDEST..=protocol::VERSION => Ok(control),
+            _ => Err(AdoptError::Version(version)),
+        },
         Ok(Ok(_)) => Err(AdoptError::Greeting),
     }
 }

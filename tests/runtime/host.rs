@@ -246,7 +246,8 @@ impl Client {
     ) -> (u32, Result<Vec<OwnedFd>, (u8, String)>) {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let env = env.iter().map(|(n, v)| (n.as_bytes().to_vec().into(), v.as_bytes().to_vec().into())).collect();
-        wire::send(self.init.as_fd(), &ToInit::Exec(Box::new(Exec { id, program, pty, env })), &[]).unwrap();
+        let exec = Exec { pty, env, ..Exec::new(id, program) };
+        wire::send(self.init.as_fd(), &ToInit::Exec(Box::new(exec)), &[]).unwrap();
         match self.receive() {
             (FromInit::Started { id: started, .. }, fds) => {
                 assert_eq!(started, id);

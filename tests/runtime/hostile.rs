@@ -27,7 +27,7 @@ fn a_broken_peer_loses_its_socket_and_nothing_else() {
     // One that never reads: its processes end, its messages pile up, and it is dropped.
     let deaf = seqpacket::connect(&guest.socket).unwrap();
     for id in 0..2000 {
-        let exec = Exec { id, program: command("exit"), pty: None, env: Vec::new() };
+        let exec = Exec::new(id, command("exit"));
         let message = wire::encode(&ToInit::Exec(Box::new(exec))).unwrap();
         nix::fcntl::fcntl(&deaf, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK)).unwrap();
         if seqpacket::send(deaf.as_fd(), &message, &[]).is_err() {

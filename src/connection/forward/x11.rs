@@ -65,7 +65,7 @@ impl Forwards {
         let link = self.link().await?;
         let (mut process, mut said) = link.open();
         let command = Bytes::from(format!("exec {} -q -", x11.xauth));
-        let exec = Exec { id: process.id(), program: Program::Command(command), pty: None, env: Vec::new() };
+        let exec = Exec::new(process.id(), Program::Command(command));
         let run = async {
             process.send(&ToInit::Exec(Box::new(exec))).await.map_err(|_gone| AskError::Gone)?;
             let fds = match said.recv().await {

@@ -17,7 +17,7 @@ use nix::{
     unistd::setsid,
 };
 
-use super::{FAILED, Image, Launched, Refusal, Surroundings};
+use super::{FAILED, Image, Launched, Refusal, Surroundings, become_somebody};
 use crate::{
     init::{
         privileges, sftp,
@@ -54,7 +54,9 @@ impl Surroundings {
         let child = || -> io::Result<u8> {
             process::close_all_but(&[socket.as_raw_fd()])?;
             setsid()?;
-            self.become_user()?;
+            let user = self.session_user()?;
+            become_somebody(&user)?;
+            self.enter_directory(&user)?;
             self.become_program()?;
             work(socket)
         };
@@ -73,7 +75,7 @@ impl Surroundings {
             process::close_all_but(&[]).and_then(|()| self.become_program()).and_then(|()| self.set_zone(exec));
         let status = match prepared {
             Ok(()) => {
-                let shell = OsStr::from_bytes(image.path.to_bytes());
+                let shell = OsStr::from_bytes(image.program.to_bytes());
                 stand_in.run(&Caller { shell, environment: &image.environment, home: self.home() })
             }
             Err(error) => {
