@@ -1,12 +1,13 @@
 //! One container with its services for each (user, project): where the leaves meet.
 //!
-//! [`Environment`] is what one is made from, [`state`] decides what happens in a session's life, the driver is the one task that holds a session and does it,
-//! [`steps`] is the order in which kernel objects are made and removed, [`registry`] knows which sessions there are and
-//! who may have one.
+//! [`Environment`] is what one is made from, [`state`] decides what happens in a session's life, the driver is the one task
+//! that holds a session and does it, [`steps`] is the order in which kernel objects are made and removed, [`inside`] runs
+//! processes in containers, [`registry`] knows which sessions there are and who may have one.
 
 mod client;
 mod driver;
 pub mod environment;
+pub mod inside;
 mod leaks;
 pub mod registry;
 pub mod state;

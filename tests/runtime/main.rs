@@ -6,5 +6,6 @@
 mod guardian;
 mod host;
 mod hostile;
+mod inside;
 mod life;
 mod profile;
