@@ -234,6 +234,7 @@ fn messages_cannot_move_the_cursor() {
 
 mod build_key {
     use super::*;
+    use crate::image::Digest;
 
     fn key(text: &str) -> String {
         BuildPlan::of(&podfile(text)).key().to_string()
@@ -271,5 +272,22 @@ mod build_key {
             assert!(!keys.contains(&key), "{text}");
             keys.push(key);
         }
+    }
+
+    #[test]
+    fn steps_have_the_keys_of_before_up_to_the_first_one_that_changes() {
+        let (base, other) = (Digest::of(b"base"), Digest::of(b"another"));
+        let keys = |text: &str| BuildPlan::of(&podfile(text)).keys(&base, 1);
+        let before = keys(TEXT);
+        assert_eq!(before.len(), 3);
+        let changed = keys(&TEXT.replace("jq", "jq@1"));
+        assert_eq!(changed[0], before[0]);
+        assert!(changed[1] != before[1] && changed[2] != before[2]);
+        let plan = BuildPlan::of(&podfile(TEXT));
+        for different in [plan.keys(&other, 1), plan.keys(&base, 2)] {
+            assert!(different.iter().all(|key| !before.contains(key)));
+        }
+        // The base's name is not what counts.
+        assert_eq!(keys(&TEXT.replace("base: a", "base: b")), before);
     }
 }
