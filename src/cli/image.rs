@@ -6,7 +6,7 @@ use std::{
     io::{self, BufWriter, IsTerminal, Read, Write},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use anyhow::{Context as _, bail};
@@ -20,10 +20,16 @@ use crate::{
     state::State,
 };
 
+/// How long `image prune` keeps what was built and is not used.
+const KEEP_BUILT: Duration = Duration::from_secs(7 * 24 * 3600);
+
 #[derive(Debug, Subcommand)]
 pub enum ImageCommand {
     /// List the images
     Ls {
+        /// Also list what steps of Podfiles have led to
+        #[arg(long)]
+        all: bool,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -40,8 +46,12 @@ pub enum ImageCommand {
         #[arg(value_name = "REF", required = true)]
         references: Vec<String>,
     },
-    /// Remove layers that no image needs
-    Prune,
+    /// Remove what was built and not used for a week, and layers that no image needs
+    Prune {
+        /// Remove everything that was built and is not used by a session now
+        #[arg(long)]
+        all: bool,
+    },
     /// Make an image out of a tar of a root file system
     Import {
         /// The tar, perhaps compressed with gzip or zstd; - reads standard input
@@ -70,7 +80,7 @@ impl ImageCommand {
     pub fn run(&self, session: &Session<'_>) -> anyhow::Result<()> {
         let store = pull::open(session)?;
         match self {
-            Self::Ls { json } => list(&store, *json),
+            Self::Ls { all, json } => list(&store, *all, *json),
             Self::Inspect { reference } => inspect(&store, reference),
             Self::Rm { references } => {
                 for reference in references {
@@ -78,8 +88,9 @@ impl ImageCommand {
                 }
                 Ok(())
             }
-            Self::Prune => {
-                let pruned = store.prune(|| in_use(session))?;
+            Self::Prune { all } => {
+                let unused_for = if *all { Duration::ZERO } else { KEEP_BUILT };
+                let pruned = store.prune(unused_for, || in_use(session))?;
                 if !session.quiet {
                     writeln!(io::stderr(), "{} layers removed, {}", pruned.layers, size(pruned.bytes))?;
                 }
@@ -148,20 +159,38 @@ fn in_use(session: &Session<'_>) -> InUse {
     Ok(used.iter().map(|digest| digest.parse()).collect::<Result<_, _>>()?)
 }
 
-fn list(store: &Store, json: bool) -> anyhow::Result<()> {
-    let (images, damaged) = store.list()?;
+fn list(store: &Store, all: bool, json: bool) -> anyhow::Result<()> {
+    let (images, mut damaged) = store.list()?;
+    // With what was done to have it.
+    let mut images: Vec<(Image, Option<String>)> = images.into_iter().map(|image| (image, None)).collect();
+    if all {
+        let (built, more) = store.list_built()?;
+        images.extend(built.into_iter().map(|built| (built.image, Some(built.step))));
+        damaged.extend(more);
+    }
     for error in damaged {
         writeln!(io::stderr(), "podspawn: {}", chain(error))?;
     }
     if json {
-        let all: Vec<Value> = images.iter().map(described).collect();
+        let shown = |(image, step): &(Image, Option<String>)| {
+            let mut shown = described(image);
+            if let Some(step) = step {
+                shown["step"] = step.as_str().into();
+            }
+            shown
+        };
+        let all: Vec<Value> = images.iter().map(shown).collect();
         writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&all)?)?;
         return Ok(());
     }
     let now = SystemTime::now();
-    let row = |image: &Image| {
+    let row = |(image, step): &(Image, Option<String>)| {
         let age = now.duration_since(image.pulled_at).unwrap_or_default();
-        [image.reference.clone(), image.id.short().to_owned(), size(image.bytes), table::duration(age.as_secs())]
+        let name = match step {
+            Some(step) => format!("{} ({step})", image.reference),
+            None => image.reference.clone(),
+        };
+        [name, image.id.short().to_owned(), size(image.bytes), table::duration(age.as_secs())]
     };
     let rows: Vec<_> = images.iter().map(row).collect();
     Ok(table::print(["REFERENCE", "DIGEST", "SIZE", "AGE"], &rows)?)

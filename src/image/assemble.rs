@@ -16,7 +16,7 @@ use super::{
 };
 
 /// As many as fit into the mount options with our names.
-const MAX_LAYERS: usize = 128;
+pub(super) const MAX_LAYERS: usize = 128;
 
 /// What to stack for these layers (lowest first), uppermost first. `image` is for messages.
 pub(super) fn stack(store: &Store, image: &str, layers: Vec<Layer>) -> Result<Vec<Layer>, ImageError> {
@@ -29,6 +29,8 @@ pub(super) fn stack(store: &Store, image: &str, layers: Vec<Layer>) -> Result<Ve
             stack.clear();
         }
         let repairs = repair(store, &stack, &layer, &chain)?;
+        // The same layer once more hides all that it has further below, and overlayfs takes no directory twice.
+        stack.retain(|below| below.lowerdir != layer.lowerdir);
         stack.insert(0, layer);
         if let Some(repairs) = repairs {
             stack.insert(0, repairs);

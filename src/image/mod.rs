@@ -6,6 +6,7 @@
 //!   blobs/sha256/HEX     manifests and configurations (layers are kept unpacked only)
 //!   images/HEX.json      an image by the digest of its manifest: what it is made of
 //!   refs/NAME.json       its names
+//!   builds/HEX.json      the image that a step of a Podfile has led to, by the step's key
 //!   layers/NAME/fs       an unpacked layer, a lowerdir of overlayfs; NAME is the start of its diff id
 //!   layers/NAME/contents.json  what is known of it
 //!   locks/NAME           who makes this layer; a layer itself is locked by those who need it to stay
@@ -22,8 +23,10 @@ mod archive;
 mod assemble;
 mod auth;
 mod bootstrap;
+mod commit;
 mod digest;
 mod export;
+mod holes;
 mod http;
 mod import;
 mod layer;
@@ -39,11 +42,12 @@ mod view;
 use std::{io, path::PathBuf};
 
 pub use self::{
+    commit::Upper,
     digest::Digest,
     import::ImportOptions,
     layer::{Contents, LayerError, Limits},
     reference::{Reference, ReferenceError},
-    store::{Image, InUse, Pruned, Settings, Store, StoreLease, listing},
+    store::{Built, Image, InUse, Pruned, Settings, Store, StoreLease, listing},
 };
 
 /// Why an image could not be had, kept or removed.

@@ -73,25 +73,38 @@ impl Store {
         self.commit(reference, &resolved, &stack)
     }
 
-    /// Unpacks a stream of which nothing is known beforehand.
+    /// Unpacks a stream of which nothing is known beforehand, compressed or not.
     pub(super) fn unpack_unknown_layer(
         &self,
         stream: impl Read,
         source: &str,
         budget: &Budget,
     ) -> Result<Unpacked, ImageError> {
+        let plain =
+            decompress(stream).map_err(|error| ImageError::Layer { layer: source.to_owned(), source: read(error) })?;
+        Ok(self.unpack_new_layer(plain, source, budget)?.0)
+    }
+
+    /// Unpacks a tar of which nothing is known beforehand. Also returns how many bytes it has.
+    pub(super) fn unpack_new_layer(
+        &self,
+        tar: impl Read,
+        source: &str,
+        budget: &Budget,
+    ) -> Result<(Unpacked, u64), ImageError> {
         let scratch = self.new_scratch()?;
         let root = scratch.layer_root()?;
         let stop = AtomicBool::new(false);
-        let stream = Stoppable { stream, store: self, stop: &stop };
-        let unpacked = unpack_plain(stream, &root, budget);
-        let (diff_id, contents) =
-            unpacked.map_err(|error| ImageError::Layer { layer: source.to_owned(), source: error })?;
+        let mut tar = Hashing::new(Stoppable { stream: tar, store: self, stop: &stop });
+        let contents = layer::unpack(&mut tar, &root, budget)
+            .map_err(|error| ImageError::Layer { layer: source.to_owned(), source: error })?;
+        let (diff_id, size) = tar.finish();
         let _turn = self.layer_turn(&diff_id, || {})?;
-        match self.layer(&diff_id)? {
-            Some(layer) => Ok(layer),
-            None => self.publish_layer(&diff_id, scratch, contents),
-        }
+        let layer = match self.layer(&diff_id)? {
+            Some(layer) => layer,
+            None => self.publish_layer(&diff_id, scratch, contents)?,
+        };
+        Ok((layer, size))
     }
 }
 

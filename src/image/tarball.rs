@@ -3,14 +3,14 @@
 
 use std::{
     fs::File,
-    io::{self, Write},
+    io::{self, Read, Write},
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
 };
 
 use tar::{Builder, EntryType, Header};
 
-use super::view::Attributes;
+use super::{holes::Sparse, view::Attributes};
 
 /// The largest size and time that a header has room for.
 const MAX_SIZE: u64 = (1 << 33) - 1;
@@ -28,6 +28,9 @@ pub(super) enum Entry {
         size: u64,
         content: File,
     },
+    Sparse(Sparse),
+    /// A file without content.
+    Empty,
 }
 
 impl<W: Write> TarWriter<W> {
@@ -42,7 +45,14 @@ impl<W: Write> TarWriter<W> {
             Entry::Symlink(target) => (EntryType::Symlink, Some(target), None),
             Entry::HardLink(target) => (EntryType::Link, Some(target), None),
             Entry::Fifo => (EntryType::Fifo, None, None),
-            Entry::File { size, content } => (EntryType::Regular, None, Some((size, content))),
+            Entry::File { size, content } => {
+                (EntryType::Regular, None, Some(Content { size, holes: None, stream: Box::new(content) }))
+            }
+            Entry::Sparse(sparse) => {
+                let (size, holes) = (sparse.length, Some(sparse.size));
+                (EntryType::Regular, None, Some(Content { size, holes, stream: Box::new(sparse) }))
+            }
+            Entry::Empty => (EntryType::Regular, None, None),
         };
         let mut name = if path.as_os_str().is_empty() { b".".to_vec() } else { path.as_os_str().as_bytes().to_vec() };
         if entry_type == EntryType::Directory {
@@ -51,7 +61,14 @@ impl<W: Write> TarWriter<W> {
         let mut header = Header::new_ustar();
         let mut records: Vec<(String, Vec<u8>)> = Vec::new();
         let fields = header.as_ustar_mut().ok_or_else(|| io::Error::other("a header of another form"))?;
-        if !put(&mut fields.name, &name) {
+        if let Some(size) = content.as_ref().and_then(|content| content.holes) {
+            let version = [("GNU.sparse.major", "1"), ("GNU.sparse.minor", "0")];
+            records.extend(version.map(|(name, value)| (name.to_owned(), value.into())));
+            records.push(("GNU.sparse.realsize".to_owned(), size.to_string().into_bytes()));
+            records.push(("GNU.sparse.name".to_owned(), name));
+            // For those who know nothing of holes.
+            put(&mut fields.name, b"GNUSparseFile.0/file");
+        } else if !put(&mut fields.name, &name) {
             records.push(("path".to_owned(), name));
         }
         if let Some(link) = link {
@@ -60,7 +77,7 @@ impl<W: Write> TarWriter<W> {
                 records.push(("linkpath".to_owned(), link.as_bytes().to_vec()));
             }
         }
-        let size = content.as_ref().map_or(0, |(size, _)| *size);
+        let size = content.as_ref().map_or(0, |content| content.size);
         header.set_entry_type(entry_type);
         header.set_mode(attributes.mode);
         header.set_uid(attributes.uid.into());
@@ -85,7 +102,7 @@ impl<W: Write> TarWriter<W> {
             self.0.append_pax_extensions(records)?;
         }
         match content {
-            Some((_, content)) => self.0.append(&header, content),
+            Some(content) => self.0.append(&header, content.stream),
             None => self.0.append(&header, io::empty()),
         }
     }
@@ -96,6 +113,14 @@ impl<W: Write> TarWriter<W> {
         to.flush()?;
         Ok(to)
     }
+}
+
+/// The data of an entry.
+struct Content {
+    size: u64,
+    /// The size of the file, if its data is that of one with holes.
+    holes: Option<u64>,
+    stream: Box<dyn Read>,
 }
 
 /// Fills a field; false if the value is too long for it. Then its start is there, for programs that know nothing of

@@ -30,6 +30,10 @@ impl Budget {
         Self { limits, bytes: AtomicU64::new(0), entries: AtomicU64::new(0) }
     }
 
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
     /// Counts bytes: of archives as they are read, and holes of files, which an export would fill.
     pub fn take_bytes(&self, bytes: u64) -> Result<(), Exceeded> {
         take(&self.bytes, bytes, self.limits.max_bytes)

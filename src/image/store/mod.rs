@@ -1,5 +1,6 @@
 //! The store's directory: what is in it, and who may change it when.
 
+mod builds;
 mod files;
 mod layers;
 mod prune;
@@ -25,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use self::files::{lock_file, names, read_json};
 pub(super) use self::layers::Layer;
 pub use self::{
+    builds::Built,
     prune::{InUse, Pruned},
     scratch::listing,
 };
@@ -112,7 +114,7 @@ impl Store {
             scratches: Mutex::default(),
             cancelled: AtomicBool::new(false),
         };
-        for part in ["", "blobs/sha256", "images", "refs", "layers", "locks", "tmp"] {
+        for part in ["", "blobs/sha256", "images", "refs", "builds", "layers", "locks", "tmp"] {
             let path = store.directory.join(part);
             fs::DirBuilder::new()
                 .recursive(true)

@@ -5,6 +5,7 @@ use std::{
     error::Error,
     fs::{self, File},
     io,
+    time::Duration,
 };
 
 use nix::fcntl::FlockArg;
@@ -49,11 +50,11 @@ impl Store {
         remove_file(&path)
     }
 
-    /// Removes images without a name that no session uses, and layers and documents that belong to no image. What another
-    /// process is working on stays.
+    /// Removes images without a name that no session uses, what was built and has not been used for `unused_for`, and layers
+    /// and documents that belong to no image. What another process is working on stays.
     ///
     /// `in_use` is asked while no session can start to use an image.
-    pub fn prune(&self, in_use: impl FnOnce() -> InUse) -> Result<Pruned, ImageError> {
+    pub fn prune(&self, unused_for: Duration, in_use: impl FnOnce() -> InUse) -> Result<Pruned, ImageError> {
         let away = self.new_scratch()?;
         let pruned = {
             let _lock = self.lock(FlockArg::LockExclusive)?;
@@ -61,6 +62,8 @@ impl Store {
             for record in self.refs()? {
                 kept.insert(record?.image);
             }
+            let built = self.forget_builds(unused_for, |image| kept.contains(image))?;
+            kept.extend(built);
             let (layers, blobs) = self.prune_images(&kept)?;
             for name in names(&self.path("blobs/sha256"))?.iter().filter(|name| !blobs.contains(*name)) {
                 remove_file(&self.path("blobs/sha256").join(name))?;
