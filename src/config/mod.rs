@@ -65,6 +65,11 @@ impl Config {
             revoked: self.auth.revoked_keys.clone(),
         }
     }
+
+    /// Whether there is a file of projects, which clients may name.
+    pub fn knows_projects(&self) -> bool {
+        self.paths.root.join("etc/podspawn/projects.yaml").exists()
+    }
 }
 
 #[derive(Debug, Clone)]

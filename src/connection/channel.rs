@@ -89,17 +89,27 @@ pub(super) async fn run(start: Start, mut line: Line, control: Control, forwards
         end = work(start, &mut line, &control, &forwards) => end,
         () = closed.cancelled() => return,
     };
+    conclude(end, &line, terminal).await;
+}
+
+/// Ends a channel that cannot have what it asks for.
+pub(super) async fn refuse(line: Line, message: String, terminal: bool) {
+    conclude(End::Failed(message, FAILED), &line, terminal).await;
+}
+
+/// Tells the client how it ended, and closes the channel.
+async fn conclude(end: End, line: &Line, terminal: bool) {
     let newline = if terminal { "\r\n" } else { "\n" };
     // Whatever fails from here on does so because the client is gone.
     let told = async {
         match end {
             End::Told => {}
             End::Failed(message, status) => {
-                say(&line, &message, newline).await;
+                say(line, &message, newline).await;
                 let _ = line.handle.exit_status_request(line.id, u32::from(status)).await;
             }
             End::Cut(message) => {
-                say(&line, &message, newline).await;
+                say(line, &message, newline).await;
                 let killed = signals::named(libc::SIGKILL);
                 let _ = line.handle.exit_signal_request(line.id, killed, false, message, String::new()).await;
             }
@@ -109,7 +119,7 @@ pub(super) async fn run(start: Start, mut line: Line, control: Control, forwards
     };
     tokio::select! {
         () = told => {}
-        () = closed.cancelled() => {}
+        () = line.incoming.closed.cancelled() => {}
     }
 }
 

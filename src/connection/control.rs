@@ -15,6 +15,7 @@ use tokio::{
 
 use super::init_link::InitLink;
 use crate::{
+    names::ProjectName,
     protocol::{self, ExitStatus, ForwardKind, FromConnection, KeyVerdict, ToConnection, wire::AsyncSocket},
     sys::{async_fd, seqpacket},
 };
@@ -42,7 +43,8 @@ pub(super) enum Attachment {
 
 enum Request {
     Key { login: String, key: Vec<u8>, verified: bool, reply: oneshot::Sender<KeyVerdict> },
-    Attach,
+    LoggedIn,
+    Attach { project: Option<ProjectName> },
     Command { command: Option<String>, status: ExitStatus },
     Forward { kind: ForwardKind, target: String },
 }
@@ -75,10 +77,16 @@ impl Control {
         answer.await.unwrap_or(KeyVerdict::Reject)
     }
 
-    /// Asks for the session of the login.
-    pub(super) async fn attach(&self) {
+    /// Tells that the client is logged in, if which session it is to have is not yet known.
+    pub(super) async fn logged_in(&self) {
         // The task has ended only if the connection is ending.
-        let _ = self.requests.send(Request::Attach).await;
+        let _ = self.requests.send(Request::LoggedIn).await;
+    }
+
+    /// Asks for the session of the login, in this project if the login name has none.
+    pub(super) async fn attach(&self, project: Option<ProjectName>) {
+        // As above.
+        let _ = self.requests.send(Request::Attach { project }).await;
     }
 
     /// Reports what a channel ran.
@@ -232,10 +240,11 @@ impl Link {
                 self.asked.insert(self.next, reply);
                 FromConnection::Key { request: self.next, login, key, verified }
             }
-            Request::Attach => {
+            Request::LoggedIn => FromConnection::LoggedIn,
+            Request::Attach { project } => {
                 let since = Instant::now();
                 self.state.send_replace(Attachment::Waiting { since, progress: None });
-                FromConnection::Attach
+                FromConnection::Attach { project }
             }
             Request::Command { command, status } => FromConnection::Command { command, status },
             Request::Forward { kind, target } => FromConnection::Forward { kind, target },

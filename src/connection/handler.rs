@@ -16,6 +16,8 @@ use super::{
     forward::{Forwards, Target, X11},
     inbound::Queues,
     lines::Lines,
+    preface::Announced,
+    route::{self, Route},
     signals,
     ssh_config::REJECTION,
     stream::LoggedIn,
@@ -38,6 +40,8 @@ pub(super) struct Handler {
     lines: Arc<Lines>,
     forwards: Arc<Forwards>,
     logged_in: LoggedIn,
+    announced: Announced,
+    route: Route,
     accept_env: Vec<String>,
     max_sessions: usize,
     /// SSH_CLIENT and SSH_CONNECTION.
@@ -51,13 +55,21 @@ struct Open {
     to_task: mpsc::Sender<ToChannel>,
     pty: Option<Pty>,
     env: Vec<(Bytes, Bytes)>,
+    /// What it has said of the project that it is for.
+    project: Option<route::Asked>,
     x11: Option<X11>,
     /// Until the client has said what to run.
     idle: Option<Line>,
 }
 
 impl Handler {
-    pub(super) fn new(serve: &Serve, control: Control, queues: Arc<Queues>, logged_in: LoggedIn) -> Self {
+    pub(super) fn new(
+        serve: &Serve,
+        control: Control,
+        queues: Arc<Queues>,
+        logged_in: LoggedIn,
+        announced: Announced,
+    ) -> Self {
         let (peer, local) = (serve.peer, serve.local);
         let (peer_ip, local_ip) = (peer.ip().to_canonical(), local.ip().to_canonical());
         let addresses = [
@@ -71,6 +83,8 @@ impl Handler {
             queues,
             lines,
             logged_in,
+            announced,
+            route: Route::new(serve.settings.projects),
             accept_env: serve.settings.accept_env.clone(),
             max_sessions: serve.settings.max_sessions as usize,
             addresses: addresses.into_iter().map(|(name, value)| pair(name, &value)).collect(),
@@ -98,19 +112,35 @@ impl Handler {
         match self.judge(user, blob, true).await {
             KeyVerdict::Accept(options) => {
                 self.options = options;
+                self.route.log_in(user, self.announced.project());
                 Auth::Accept
             }
             KeyVerdict::Reject => Auth::reject(),
         }
     }
 
+    /// Asks for the session, if nothing has yet: for what needs the container and cannot say for which project.
+    async fn enter(&mut self) {
+        if self.route.enter() {
+            self.control.attach(self.route.project()).await;
+        }
+    }
+
     /// Starts what the client has asked for, or whatever its key is for. Answers the request.
-    fn start(&mut self, id: ChannelId, asked: Program, session: &mut Session) -> Result<(), Error> {
+    async fn start(&mut self, id: ChannelId, asked: Program, session: &mut Session) -> Result<(), Error> {
         let Some(line) = self.channels.get_mut(&id).and_then(|open| open.idle.take()) else {
             // A channel runs one thing only (RFC 4254, 6.5).
             return session.channel_failure(id);
         };
         let Some(open) = self.channels.get_mut(&id) else { return session.channel_failure(id) };
+        match self.route.enter_as(open.project.take()) {
+            Ok(false) => {}
+            Ok(true) => self.control.attach(self.route.project()).await,
+            Err(error) => {
+                tokio::spawn(channel::refuse(line, error.to_string(), open.pty.is_some()));
+                return session.channel_success(id);
+            }
+        }
         let mut env = std::mem::take(&mut open.env);
         env.extend(self.options.environment.iter().map(|(name, value)| pair(name, value)));
         env.extend(self.addresses.iter().cloned());
@@ -172,10 +202,14 @@ impl russh::server::Handler for Handler {
         Ok(self.log_in(user, certificate.to_bytes()?).await)
     }
 
-    /// The session is made while the client is still opening its channel.
+    /// The session is made while the client is still opening its channel, if it is known which.
     async fn auth_succeeded(&mut self, _session: &mut Session) -> Result<(), Error> {
         self.logged_in.set();
-        self.control.attach().await;
+        if self.route.is_known() {
+            self.enter().await;
+        } else {
+            self.control.logged_in().await;
+        }
         Ok(())
     }
 
@@ -196,7 +230,8 @@ impl russh::server::Handler for Handler {
         let (_, write) = channel.split();
         let (to_task, events) = mpsc::channel(WAITING);
         let line = Line { id, handle: session.handle(), write, incoming: self.lines.incoming(id), events };
-        self.channels.insert(id, Open { to_task, pty: None, env: Vec::new(), x11: None, idle: Some(line) });
+        self.channels
+            .insert(id, Open { to_task, pty: None, env: Vec::new(), project: None, x11: None, idle: Some(line) });
         reply.accept().await;
         Ok(())
     }
@@ -259,6 +294,11 @@ impl russh::server::Handler for Handler {
     ) -> Result<(), Error> {
         let allowed = self.allows_env(name);
         match self.channels.get_mut(&id) {
+            // It names a session, and is set by init in what runs there.
+            Some(open) if name == route::VARIABLE && open.idle.is_some() => {
+                open.project = route::asked(value);
+                session.channel_success(id)
+            }
             Some(open)
                 if allowed
                     && open.idle.is_some()
@@ -275,15 +315,15 @@ impl russh::server::Handler for Handler {
     }
 
     async fn shell_request(&mut self, id: ChannelId, session: &mut Session) -> Result<(), Error> {
-        self.start(id, Program::Shell, session)
+        self.start(id, Program::Shell, session).await
     }
 
     async fn exec_request(&mut self, id: ChannelId, command: &[u8], session: &mut Session) -> Result<(), Error> {
-        self.start(id, Program::Command(Bytes::from(command)), session)
+        self.start(id, Program::Command(Bytes::from(command)), session).await
     }
 
     async fn subsystem_request(&mut self, id: ChannelId, name: &str, session: &mut Session) -> Result<(), Error> {
-        if name == "sftp" { self.start(id, Program::Sftp, session) } else { session.channel_failure(id) }
+        if name == "sftp" { self.start(id, Program::Sftp, session).await } else { session.channel_failure(id) }
     }
 
     async fn signal(&mut self, id: ChannelId, signal: Sig, _session: &mut Session) -> Result<(), Error> {
@@ -311,19 +351,21 @@ impl russh::server::Handler for Handler {
         session: &mut Session,
     ) -> Result<(), Error> {
         let (forwards, allowed) = (self.forwards.clone(), !self.options.no_x11_forwarding);
-        match self.channels.get_mut(&id) {
-            Some(open) if allowed && open.idle.is_some() && open.x11.is_none() => {
-                match forwards.display(single_connection, protocol, cookie, screen, session.handle()).await {
-                    Ok(display) => {
-                        open.x11 = Some(display);
-                        session.channel_success(id)
-                    }
-                    Err(error) => {
-                        session.debug(false, &format!("X11 is not forwarded: {error}"), "")?;
-                        session.channel_failure(id)
-                    }
+        let wants = |open: &&mut Open| allowed && open.idle.is_some() && open.x11.is_none();
+        if self.channels.get_mut(&id).as_ref().is_some_and(wants) {
+            self.enter().await;
+        }
+        match self.channels.get_mut(&id).filter(wants) {
+            Some(open) => match forwards.display(single_connection, protocol, cookie, screen, session.handle()).await {
+                Ok(display) => {
+                    open.x11 = Some(display);
+                    session.channel_success(id)
                 }
-            }
+                Err(error) => {
+                    session.debug(false, &format!("X11 is not forwarded: {error}"), "")?;
+                    session.channel_failure(id)
+                }
+            },
             _ => session.channel_failure(id),
         }
     }
@@ -338,6 +380,7 @@ impl russh::server::Handler for Handler {
         reply: ChannelOpenHandle,
         _session: &mut Session,
     ) -> Result<(), Error> {
+        self.enter().await;
         let target = Target::Tcp { host: host.to_owned(), port };
         self.forwards.dial(channel, target, &self.options, reply).await;
         Ok(())
@@ -350,6 +393,7 @@ impl russh::server::Handler for Handler {
         reply: ChannelOpenHandle,
         _session: &mut Session,
     ) -> Result<(), Error> {
+        self.enter().await;
         self.forwards.dial(channel, Target::Unix(path.to_owned()), &self.options, reply).await;
         Ok(())
     }
@@ -370,6 +414,7 @@ impl russh::server::Handler for Handler {
         if !u16::try_from(*port).is_ok_and(|port| self.options.may_listen(address, port)) {
             return refuse_listener(session, &"it is not permitted");
         }
+        self.enter().await;
         match self.forwards.listen_tcp(address, *port, session.handle()).await {
             Ok(listening) => {
                 *port = listening.into();
@@ -387,6 +432,7 @@ impl russh::server::Handler for Handler {
         if self.options.no_port_forwarding {
             return refuse_listener(session, &"it is not permitted");
         }
+        self.enter().await;
         match self.forwards.listen_unix(path, session.handle()).await {
             Ok(()) => Ok(true),
             Err(error) => refuse_listener(session, &error),

@@ -21,7 +21,9 @@ mod handler;
 mod inbound;
 mod init_link;
 mod lines;
+mod preface;
 mod pump;
+mod route;
 mod sandbox;
 mod signals;
 mod ssh_config;
@@ -31,7 +33,7 @@ use std::{io, os::fd::OwnedFd, path::PathBuf, process::ExitCode, sync::Arc, time
 
 use tokio::net::TcpStream;
 
-use self::{control::Control, inbound::Queues, stream::Stream};
+use self::{control::Control, inbound::Queues, preface::Announced, stream::Stream};
 use crate::{
     errors::chain,
     protocol::{Serve, ToConnection, wire::AsyncSocket},
@@ -127,8 +129,9 @@ async fn speak(
     let config = ssh_config::config(&serve).map_err(ConnectionError::HostKey)?;
     let queues = Arc::new(Queues::new(spool));
     let (control, mut ended) = Control::start(socket, adoption, serve.connection);
-    let (stream, login) = Stream::new(tcp, queues.clone(), &serve.settings);
-    let handler = handler::Handler::new(&serve, control, queues, login);
+    let announced = Announced::default();
+    let (stream, login) = Stream::new(tcp, queues.clone(), announced.clone(), &serve.settings);
+    let handler = handler::Handler::new(&serve, control, queues, login, announced);
     // A client that does not speak SSH is not an error of ours.
     let Ok(session) = russh::server::run_stream(Arc::new(config), stream, handler).await else { return Ok(()) };
     let handle = session.handle();

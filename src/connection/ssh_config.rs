@@ -10,7 +10,7 @@ use russh::{
 };
 
 use super::inbound;
-use crate::protocol::{Algorithms, Serve};
+use crate::protocol::{Algorithms, Serve, announcement::IDENTIFICATION};
 
 /// How long a refused login takes, whatever the reason: more than looking at the files takes, and little enough that a
 /// client with many keys is not kept waiting.
@@ -66,7 +66,7 @@ pub(super) fn config(serve: &Serve) -> Result<Config, ssh_key::Error> {
     };
     let interval = Duration::from_millis(settings.client_alive_interval_ms);
     Ok(Config {
-        server_id: SshId::Standard(Cow::Borrowed(concat!("SSH-2.0-podspawn_", env!("CARGO_PKG_VERSION")))),
+        server_id: SshId::Standard(Cow::Owned(format!("{IDENTIFICATION}{}", env!("CARGO_PKG_VERSION")))),
         methods: MethodSet::from(&[MethodKind::PublicKey][..]),
         auth_rejection_time: REJECTION,
         // The `none` that OpenSSH begins with to learn the methods.

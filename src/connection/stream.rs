@@ -1,4 +1,5 @@
-//! The client's TCP stream as russh reads and writes it: with deadlines, a read buffer, and a brake.
+//! The client's TCP stream as russh reads and writes it: with deadlines, a read buffer, a brake, and without what may come
+//! before SSH.
 
 use std::{
     future::Future,
@@ -19,7 +20,10 @@ use tokio::{
     time::{Instant, Sleep, sleep, sleep_until},
 };
 
-use super::inbound::Queues;
+use super::{
+    inbound::Queues,
+    preface::{Announced, Preface},
+};
 use crate::{protocol::SshSettings, sys::tcp};
 
 /// How long a client has to close its side when we have closed ours. russh waits for it without an end, and asks for no more
@@ -51,6 +55,7 @@ pub(super) struct Stream {
     buffer: Box<[u8]>,
     /// What of the buffer has been read from the socket and not been given on.
     filled: std::ops::Range<usize>,
+    preface: Preface,
     pause: Option<Pin<Box<Sleep>>>,
     /// How long the client may take nothing of what is written, and when that has been too long.
     stall_limit: Option<Duration>,
@@ -60,7 +65,13 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    pub(super) fn new(tcp: TcpStream, queues: Arc<Queues>, settings: &SshSettings) -> (Self, LoggedIn) {
+    /// What the client announces before it speaks SSH goes to `announced`.
+    pub(super) fn new(
+        tcp: TcpStream,
+        queues: Arc<Queues>,
+        announced: Announced,
+        settings: &SshSettings,
+    ) -> (Self, LoggedIn) {
         let logged_in = LoggedIn::default();
         let grace = Duration::from_millis(settings.login_grace_ms);
         let login_deadline = (!grace.is_zero()).then(|| Box::pin(sleep_until(Instant::now() + grace)));
@@ -74,6 +85,7 @@ impl Stream {
             login_deadline,
             buffer: vec![0; BUFFER].into_boxed_slice(),
             filled: 0..0,
+            preface: Preface::new(announced),
             pause: None,
             stall_limit,
             stalled: None,
@@ -114,8 +126,13 @@ impl AsyncRead for Stream {
         {
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client stays after the end")));
         }
-        if this.filled.is_empty() {
+        while this.filled.is_empty() {
             ready!(this.fill(context))?;
+            if this.filled.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            let taken = this.preface.take(&this.buffer[this.filled.clone()]).map_err(io::Error::other)?;
+            this.filled.start += taken;
         }
         let length = this.filled.len().min(out.remaining());
         out.put_slice(&this.buffer[this.filled.start..this.filled.start + length]);

@@ -7,6 +7,7 @@
 //! Each side treats what it receives as input: the supervisor trusts neither a connection nor an init, a connection does
 //! not trust init.
 
+pub mod announcement;
 mod key_options;
 pub mod pattern;
 pub mod wire;
@@ -94,6 +95,9 @@ pub struct SshSettings {
     pub max_sessions: u32,
     #[serde(default)]
     pub algorithms: Algorithms,
+    /// Whether there are projects that a client may name by a variable, which comes after the login.
+    #[serde(default)]
+    pub projects: bool,
 }
 
 /// Which algorithms are offered to clients (docs/ssh.md).
@@ -128,8 +132,15 @@ pub enum FromConnection {
         key: Vec<u8>,
         verified: bool,
     },
-    /// The client is logged in: give it its session. Valid once, after an accepted and verified key.
-    Attach,
+    /// The client is logged in, and which session it is to have will be said later. Valid once, after an accepted and verified
+    /// key.
+    LoggedIn,
+    /// The client is logged in: give it its session. Valid once, after an accepted and verified key. The project counts if
+    /// the login name has none.
+    Attach {
+        #[serde(default)]
+        project: Option<ProjectName>,
+    },
     /// For the audit log: what a channel ran, when it has ended. `command` is `None` for a shell.
     Command { command: Option<String>, status: ExitStatus },
     /// For the audit log: the client has opened a way into the container, or out of it.

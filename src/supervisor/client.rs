@@ -49,7 +49,7 @@ pub(super) struct Connection {
     login: Option<Login>,
     /// Keys that the client has asked about.
     questions: u32,
-    /// Held until the client has logged in.
+    /// Held until the client has logged in; `None` says that it has.
     startup: Option<Startup>,
     attached: bool,
 }
@@ -198,6 +198,7 @@ impl Connection {
                 accept_env: config.auth.accept_env.clone(),
                 max_sessions: config.auth.max_sessions,
                 algorithms: config.auth.algorithms,
+                projects: config.knows_projects(),
             },
         };
         self.tell(&ToConnection::Serve(Box::new(serve)), &[stream.as_fd()]).await?;
@@ -225,7 +226,7 @@ impl Connection {
                 () = leaving.cancelled() => {
                     return Ok(if self.attached { Outcome::Left } else { Outcome::Ended });
                 }
-                () = &mut login_limit, if !self.attached => return Err(ClientError::LoginGrace),
+                () = &mut login_limit, if self.startup.is_some() => return Err(ClientError::LoginGrace),
             }
         }
     }
@@ -233,7 +234,7 @@ impl Connection {
     async fn handle(&mut self, message: FromConnection) -> Result<(), ClientError> {
         match message {
             FromConnection::Key { request, login, key, verified } => {
-                if self.attached {
+                if self.startup.is_none() {
                     return Err(ClientError::Protocol("a key after the login"));
                 }
                 self.questions += 1;
@@ -251,13 +252,21 @@ impl Connection {
                 };
                 self.tell(&ToConnection::Key { request, verdict }, &[]).await?;
             }
-            FromConnection::Attach => {
-                let Some(login) = &self.login else { return Err(ClientError::Protocol("an attach without login")) };
+            FromConnection::LoggedIn => {
+                if self.login.is_none() || self.startup.is_none() {
+                    return Err(ClientError::Protocol("a login without a key"));
+                }
+                self.startup = None;
+            }
+            FromConnection::Attach { project } => {
+                let Some(login) = &mut self.login else { return Err(ClientError::Protocol("an attach without login")) };
                 if self.attached {
                     return Err(ClientError::Protocol("a second attach"));
                 }
                 self.attached = true;
                 self.startup = None;
+                // Of the user's own sessions, which one is the client's to say.
+                login.key.project = login.key.project.take().or(project);
                 let client = Client { id: self.id, outgoing: self.to_client.clone() };
                 self.supervisor.sessions.attach(&login.key, client, self.supervisor.config());
             }

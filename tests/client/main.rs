@@ -1,0 +1,6 @@
+//! From a host name of the client's to a project's session on the server.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod hostile;
+mod routing;
