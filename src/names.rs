@@ -140,9 +140,92 @@ impl fmt::Display for SessionId {
     }
 }
 
+/// Which of its session's services a container is: a letter, so that its name is the session's id and one byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServicePlace(u8);
+
+impl ServicePlace {
+    const ALPHABET: &[u8; 52] = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
+
+    /// The place of the service number `index`; `None` if a session cannot have that many.
+    pub fn new(index: usize) -> Option<Self> {
+        Self::ALPHABET.get(index).copied().map(Self)
+    }
+
+    /// The number again.
+    pub fn index(self) -> usize {
+        Self::ALPHABET.iter().position(|letter| *letter == self.0).unwrap_or_default()
+    }
+
+    fn from_byte(letter: u8) -> Option<Self> {
+        Self::ALPHABET.contains(&letter).then_some(Self(letter))
+    }
+}
+
+/// One container of a session: the one that its user works in, or a service beside it.
+///
+/// As text it is the session's id, with the service's letter behind it. So whatever is named after a container leads to its
+/// session, with or without a record.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ContainerId {
+    pub session: SessionId,
+    pub service: Option<ServicePlace>,
+}
+
+impl ContainerId {
+    /// The container of a session's service.
+    pub fn of_service(session: &SessionId, place: ServicePlace) -> Self {
+        Self { session: session.clone(), service: Some(place) }
+    }
+}
+
+impl From<SessionId> for ContainerId {
+    /// The container that the session's user works in.
+    fn from(session: SessionId) -> Self {
+        Self { session, service: None }
+    }
+}
+
+impl fmt::Display for ContainerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.session.fmt(f)?;
+        self.service.map_or(Ok(()), |place| fmt::Write::write_char(f, char::from(place.0)))
+    }
+}
+
+impl FromStr for ContainerId {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let refused = || NameError::SessionId(text.chars().take(64).collect());
+        let (session, place) = text.split_at_checked(8).ok_or_else(refused)?;
+        let service = match place.as_bytes() {
+            [] => None,
+            [letter] => Some(ServicePlace::from_byte(*letter).ok_or_else(refused)?),
+            _ => return Err(refused()),
+        };
+        Ok(Self { session: session.parse()?, service })
+    }
+}
+
+impl TryFrom<String> for ContainerId {
+    type Error = NameError;
+
+    fn try_from(id: String) -> Result<Self, NameError> {
+        id.parse()
+    }
+}
+
+impl From<ContainerId> for String {
+    fn from(id: ContainerId) -> Self {
+        id.to_string()
+    }
+}
+
 /// The tag that tells one instance's kernel objects from another's: four characters, derived from its root directory.
 ///
-/// Interface names are `ps` + tag + session id (14 bytes), cgroups and nft tables `podspawn-` + tag.
+/// Interface names are `ps` + tag + container id (14 or 15 bytes), cgroups and nft tables `podspawn-` + tag.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct InstanceTag(String);
 
@@ -166,13 +249,13 @@ impl InstanceTag {
         format!("podspawn-{}", self.0)
     }
 
-    /// The name of the host's end of a session's veth pair.
-    pub fn veth_name(&self, id: &SessionId) -> String {
+    /// The name of the host's end of a container's veth pair.
+    pub fn veth_name(&self, id: &ContainerId) -> String {
         format!("ps{}{}", self.0, id)
     }
 
-    /// The session whose veth pair has this name; `None` for an interface that is somebody else's.
-    pub fn session_of_veth(&self, name: &str) -> Option<SessionId> {
+    /// The container whose veth pair has this name; `None` for an interface that is somebody else's.
+    pub fn container_of_veth(&self, name: &str) -> Option<ContainerId> {
         name.strip_prefix("ps")?.strip_prefix(self.as_str())?.parse().ok()
     }
 }
@@ -211,12 +294,19 @@ mod tests {
     #[test]
     fn veth_names_fit_the_kernel() {
         let tag = InstanceTag::of_root(std::path::Path::new("/"));
-        let id = SessionId::from_bits(7);
-        let name = tag.veth_name(&id);
-        assert!(name.len() <= 15);
-        assert_eq!(tag.session_of_veth(&name), Some(id));
-        for other in [&name[..6], "eth0", "ps", &format!("{name}x"), &format!("ps{}abcdefgh", tag.as_str())] {
-            assert_eq!(tag.session_of_veth(other), None, "{other}");
+        let session = ContainerId::from(SessionId::from_bits(7));
+        let last = ServicePlace::new(51).unwrap();
+        let service = ContainerId::of_service(&session.session, last);
+        for id in [&session, &service] {
+            let name = tag.veth_name(id);
+            assert!(name.len() <= 15);
+            assert_eq!(tag.container_of_veth(&name).as_ref(), Some(id));
+        }
+        assert_eq!((last.index(), ServicePlace::new(52)), (51, None));
+        let name = tag.veth_name(&session);
+        let strange = [&name[..6], "eth0", "ps", &format!("{name}2"), &format!("{name}ab"), &format!("{name}ä")];
+        for other in strange.into_iter().chain([format!("ps{}abcdefgh", tag.as_str()).as_str()]) {
+            assert_eq!(tag.container_of_veth(other), None, "{other}");
         }
     }
 }

@@ -15,6 +15,10 @@
 //! All sessions share one gateway address, which every host end carries; a route to each session's address leads into
 //! its veth. There is no bridge, hence no neighbour to spoof, no limit of 1,023 ports and nothing that floods.
 //!
+//! A service of a session is a container with a veth pair and an address like any other. What makes a segment of them is
+//! that the host passes packets on between containers of one session, whose source address cannot be forged, and between
+//! no others.
+//!
 //! Two instances on one host have different tables (by tag) and different pools ([`pick_pool`]): a pool is written into
 //! the table's comment, where the next instance that looks for one sees it.
 
@@ -52,7 +56,7 @@ pub use self::{
     subnet::{Subnet, pick_pool},
     watch::Watch,
 };
-use crate::names::{InstanceTag, SessionId};
+use crate::names::{ContainerId, InstanceTag};
 
 /// How long the kernel may take until a new link carries packets; it takes less than a millisecond.
 const START_TIMEOUT: Duration = Duration::from_secs(5);
@@ -82,8 +86,8 @@ pub enum NetworkError {
     PoolTaken { pool: Subnet, other: String },
     #[error("every private network is in use on this host; set network.pool")]
     NoFreePool,
-    #[error("session {session} has the address {address}, which is outside of network.pool {pool}")]
-    StrayLease { session: SessionId, address: Ipv4Addr, pool: Subnet },
+    #[error("container {container} has the address {address}, which is outside of network.pool {pool}")]
+    StrayLease { container: ContainerId, address: Ipv4Addr, pool: Subnet },
 }
 
 /// Where sessions may connect to. None of these ever includes the host itself, other sessions or link-local addresses.
@@ -110,14 +114,14 @@ pub struct Settings {
     pub egress: Egress,
 }
 
-/// The address that a session has, and under whose name.
+/// The address that a container has, and under whose name. Those of one session may talk to each other.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {
-    pub session: SessionId,
+    pub container: ContainerId,
     pub address: Ipv4Addr,
 }
 
-/// A session's network namespace, connected. The namespace and both ends of its veth pair go when the last process in
+/// A container's network namespace, connected. The namespace and both ends of its veth pair go when the last process in
 /// it is gone and this descriptor is closed.
 #[derive(Debug)]
 pub struct Segment {
@@ -151,7 +155,11 @@ impl Network {
             let pool = find_pool(settings, live, &mut links, &mut nft)?;
             let gateway = pool.host(1).ok_or(NetworkError::PoolSize { pool })?;
             if let Some(lease) = live.iter().find(|lease| !pool.contains(lease.address)) {
-                return Err(NetworkError::StrayLease { session: lease.session.clone(), address: lease.address, pool });
+                return Err(NetworkError::StrayLease {
+                    container: lease.container.clone(),
+                    address: lease.address,
+                    pool,
+                });
             }
             enable_forwarding()?;
             sweep(&settings.tag, live, &mut links)?;
@@ -193,14 +201,14 @@ impl Network {
         if created.is_err() {
             // The veth pair, if it came to that, goes with the namespace, whose last references are dropped here.
             if let Err(error) = self.destroy(lease) {
-                tracing::warn!(session = %lease.session, %error, "undoing a failed network");
+                tracing::warn!(container = %lease.container, %error, "undoing a failed network");
             }
         }
         created.map(|()| Segment { netns })
     }
 
     fn connect(&self, lease: &Lease, netns: &OwnedFd, inside: &mut Links) -> Result<(), NetworkError> {
-        let veth = self.tag.veth_name(&lease.session);
+        let veth = self.tag.veth_name(&lease.container);
         // First the rules, so that the link is not up for a moment without them.
         self.rules().add(lease)?;
         let mut links = self.links();
@@ -226,7 +234,7 @@ impl Network {
     /// [`NetworkError::Netlink`], after everything has been tried.
     pub fn destroy(&self, lease: &Lease) -> Result<(), NetworkError> {
         let ruled_out = self.rules().remove(lease);
-        let unlinked = self.links().stop_outside(&self.tag.veth_name(&lease.session), self.gateway, lease.address);
+        let unlinked = self.links().stop_outside(&self.tag.veth_name(&lease.container), self.gateway, lease.address);
         ruled_out.and(unlinked)
     }
 
@@ -273,9 +281,14 @@ impl Network {
     }
 }
 
-/// The contents of a session's `/etc/hosts`.
-pub fn hosts_file(hostname: &str, address: Ipv4Addr) -> String {
-    format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{address}\t{hostname}\n")
+/// The contents of a container's `/etc/hosts`: the names and addresses of its session's containers, of which an earlier one
+/// counts where two have the same name.
+pub fn hosts_file<'a>(containers: impl IntoIterator<Item = (&'a str, Ipv4Addr)>) -> String {
+    let mut file = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
+    for (name, address) in containers {
+        file.push_str(&format!("{address}\t{name}\n"));
+    }
+    file
 }
 
 /// The contents of a session's `/etc/resolv.conf`.
@@ -299,7 +312,7 @@ fn find_pool(settings: &Settings, live: &[Lease], links: &mut Links, nft: &mut N
     let interfaces = links.list()?;
     for route in links.routes()? {
         let oif = interfaces.iter().find(|link| Some(link.index) == route.oif).map_or("", |link| &link.name);
-        if settings.tag.session_of_veth(oif).is_none() {
+        if settings.tag.container_of_veth(oif).is_none() {
             taken.push((route.destination, format!("this host's route to {} {oif}", route.destination)));
         }
     }
@@ -330,13 +343,13 @@ fn younger_than_a_rival(tag: &InstanceTag, pool: Subnet) -> Result<bool, Network
 
 fn veths(tag: &InstanceTag, links: &mut Links) -> Result<Vec<String>, NetworkError> {
     let names = links.list()?.into_iter().map(|link| link.name);
-    Ok(names.filter(|name| tag.session_of_veth(name).is_some()).collect())
+    Ok(names.filter(|name| tag.container_of_veth(name).is_some()).collect())
 }
 
 /// Deletes the veth pairs of sessions that are not in `live`: their namespaces may be kept alive by processes that only
 /// the driver can find and kill. Tries all, and returns the first failure.
 fn sweep(tag: &InstanceTag, live: &[Lease], links: &mut Links) -> Result<(), NetworkError> {
-    let wanted: Vec<_> = live.iter().map(|lease| tag.veth_name(&lease.session)).collect();
+    let wanted: Vec<_> = live.iter().map(|lease| tag.veth_name(&lease.container)).collect();
     let stale = veths(tag, links)?.into_iter().filter(|name| !wanted.contains(name));
     stale.map(|name| links.delete(&name)).fold(Ok(()), Result::and)
 }

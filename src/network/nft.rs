@@ -50,6 +50,11 @@ const NFTA_SET_ELEM_KEY: u16 = 1;
 const NFTA_DATA_VALUE: u16 = 1;
 const NLA_F_NESTED: u16 = 0x8000;
 const IFNAMSIZ: usize = 16;
+/// Elements of a set that one message names: an attribute holds 64 KiB, of which each takes 24 bytes.
+const MESSAGE_ELEMENTS: usize = 256;
+
+/// Who may send to whom.
+pub(super) type Pair = (Ipv4Addr, Ipv4Addr);
 
 /// Another table of podspawn's, or our own.
 pub(super) struct Table {
@@ -122,29 +127,35 @@ impl Nft {
     pub(super) fn remove_table(&mut self) -> Result<(), NetworkError> {
         let mut payload = nfgenmsg(NFPROTO_INET, 0);
         attribute(&mut payload, NFTA_TABLE_NAME, &c_string(&self.table));
-        match self.batch(NFT_MSG_DELTABLE, 0, payload) {
+        match self.batch(NFT_MSG_DELTABLE, 0, vec![payload]) {
             Err(Errno::ENOENT) | Ok(()) => Ok(()),
             Err(e) => Err(failed(&format!("delete nft table {}", self.table), e)),
         }
     }
 
-    /// Lets a session's packets pass; already there is fine. False if there is no table.
-    pub(super) fn add(&mut self, lease: &Lease) -> Result<bool, NetworkError> {
-        let payload = self.element(lease);
-        match self.batch(NFT_MSG_NEWSETELEM, NLM_F_CREATE, payload) {
+    /// Lets a container's packets pass, and those of `pairs` between the two; already there is fine. False if there is no
+    /// table. All of it or nothing.
+    pub(super) fn add(&mut self, lease: &Lease, pairs: &[Pair]) -> Result<bool, NetworkError> {
+        match self.batch(NFT_MSG_NEWSETELEM, NLM_F_CREATE, self.elements(lease, pairs, MESSAGE_ELEMENTS)) {
             Ok(()) => Ok(true),
             Err(Errno::ENOENT) => Ok(false),
-            Err(e) => Err(failed(&format!("add session {} to nft table {}", lease.session, self.table), e)),
+            Err(e) => Err(failed(&format!("add container {} to nft table {}", lease.container, self.table), e)),
         }
     }
 
-    /// Drops a session's packets from now on; already gone, with or without the table, is fine.
-    pub(super) fn remove(&mut self, lease: &Lease) -> Result<(), NetworkError> {
-        let payload = self.element(lease);
-        match self.batch(NFT_MSG_DELSETELEM, 0, payload) {
-            Err(Errno::ENOENT) | Ok(()) => Ok(()),
-            Err(e) => Err(failed(&format!("remove session {} from nft table {}", lease.session, self.table), e)),
-        }
+    /// Drops a container's packets from now on, and those of `pairs`; already gone, with or without the table, is fine.
+    pub(super) fn remove(&mut self, lease: &Lease, pairs: &[Pair]) -> Result<(), NetworkError> {
+        let removed = match self.batch(NFT_MSG_DELSETELEM, 0, self.elements(lease, pairs, MESSAGE_ELEMENTS)) {
+            // One that is gone keeps all the others.
+            Err(Errno::ENOENT) => self.elements(lease, pairs, 1).into_iter().try_for_each(|element| {
+                match self.batch(NFT_MSG_DELSETELEM, 0, vec![element]) {
+                    Err(Errno::ENOENT) => Ok(()),
+                    other => other,
+                }
+            }),
+            other => other,
+        };
+        removed.map_err(|e| failed(&format!("remove container {} from nft table {}", lease.container, self.table), e))
     }
 
     /// The leases that the kernel knows, as (veth name, address).
@@ -159,32 +170,40 @@ impl Nft {
         }
     }
 
-    /// The message that names one element of `leases`.
-    fn element(&self, lease: &Lease) -> Vec<u8> {
-        let mut key = self.tag.veth_name(&lease.session).into_bytes();
-        key.resize(IFNAMSIZ, 0);
-        key.extend(lease.address.octets());
-        let mut data = Vec::new();
-        attribute(&mut data, NFTA_DATA_VALUE, &key);
-        let mut element = Vec::new();
-        attribute(&mut element, NFTA_SET_ELEM_KEY | NLA_F_NESTED, &data);
+    /// The messages that name the element of `leases` and those of `pairs`, at most `most` in each.
+    fn elements(&self, lease: &Lease, pairs: &[Pair], most: usize) -> Vec<Vec<u8>> {
+        let mut name = self.tag.veth_name(&lease.container).into_bytes();
+        name.resize(IFNAMSIZ, 0);
+        name.extend(lease.address.octets());
+        let pairs: Vec<Vec<u8>> = pairs.iter().map(|(from, to)| [from.octets(), to.octets()].concat()).collect();
+        let mut messages: Vec<_> = pairs.chunks(most).map(|keys| self.message("pairs", keys)).collect();
+        messages.push(self.message("leases", &[name]));
+        messages
+    }
+
+    /// The message that names elements of `set`.
+    fn message(&self, set: &str, keys: &[Vec<u8>]) -> Vec<u8> {
         let mut list = Vec::new();
-        attribute(&mut list, NFTA_LIST_ELEM | NLA_F_NESTED, &element);
+        for key in keys {
+            let mut data = Vec::new();
+            attribute(&mut data, NFTA_DATA_VALUE, key);
+            let mut element = Vec::new();
+            attribute(&mut element, NFTA_SET_ELEM_KEY | NLA_F_NESTED, &data);
+            attribute(&mut list, NFTA_LIST_ELEM | NLA_F_NESTED, &element);
+        }
         let mut payload = nfgenmsg(NFPROTO_INET, 0);
         attribute(&mut payload, NFTA_SET_ELEM_LIST_TABLE, &c_string(&self.table));
-        attribute(&mut payload, NFTA_SET_ELEM_LIST_SET, &c_string("leases"));
+        attribute(&mut payload, NFTA_SET_ELEM_LIST_SET, &c_string(set));
         attribute(&mut payload, NFTA_SET_ELEM_LIST_ELEMENTS | NLA_F_NESTED, &list);
         payload
     }
 
-    /// One message as a transaction: nf_tables takes changes in no other form.
-    fn batch(&mut self, kind: u16, flags: u16, payload: Vec<u8>) -> Result<(), Errno> {
+    /// Messages of one kind as a transaction: nf_tables takes changes in no other form.
+    fn batch(&mut self, kind: u16, flags: u16, payloads: Vec<Vec<u8>>) -> Result<(), Errno> {
         let bracket = nfgenmsg(NFPROTO_UNSPEC, NFNL_SUBSYS_NFTABLES);
-        let requests = [
-            Request::silent(NFNL_MSG_BATCH_BEGIN, bracket.clone()),
-            Request::acknowledged(kind, flags, payload),
-            Request::silent(NFNL_MSG_BATCH_END, bracket),
-        ];
+        let mut requests = vec![Request::silent(NFNL_MSG_BATCH_BEGIN, bracket.clone())];
+        requests.extend(payloads.into_iter().map(|payload| Request::acknowledged(kind, flags, payload)));
+        requests.push(Request::silent(NFNL_MSG_BATCH_END, bracket));
         self.channel.call(&requests).map(|_| ())
     }
 }
@@ -208,7 +227,7 @@ fn nfgenmsg(family: u8, resource: u16) -> Vec<u8> {
 }
 
 fn attribute(message: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    // Values are names and keys of less than a hundred bytes.
+    // Values are names and keys of less than a hundred bytes, and lists of [`MESSAGE_ELEMENTS`] of them.
     let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
     message.extend(length.to_ne_bytes());
     message.extend(kind.to_ne_bytes());

@@ -1,7 +1,8 @@
 //! The instance's nftables table: what is in it, and that it stays.
 //!
-//! Invariant: the number of rules does not depend on the number of sessions. All that a session adds is one element of
-//! the set `leases`, so that a packet's way through the table costs the same with one session and with a thousand.
+//! Invariant: the number of rules does not depend on the number of sessions. All that a container adds is one element of
+//! the set `leases`, and one of the set `pairs` for either direction to each other container of its session, so that a
+//! packet's way through the table costs the same with one session and with a thousand.
 //!
 //! Other software may remove the table at any time (`nft flush ruleset` is how many firewall scripts begin), and then
 //! nothing keeps sessions from the host and from each other. So a [`Ruleset`] remembers what it has made, and makes it
@@ -11,10 +12,10 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use super::{
     Egress, Lease, NetworkError,
-    nft::{COMMENT, Nft},
+    nft::{COMMENT, Nft, Pair},
     subnet::Subnet,
 };
-use crate::names::{InstanceTag, SessionId};
+use crate::names::{ContainerId, InstanceTag};
 
 /// Never reachable, whatever the administrator allows: this host, link-local with the cloud's metadata service,
 /// multicast, reserved and broadcast. (RFC 6890)
@@ -23,11 +24,15 @@ const NEVER: &str = "0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/3";
 /// relays (RFC 7526), and the host agent of Azure, which has a public address.
 const PRIVATE: &str = "10.0.0.0/8, 100.64.0.0/10, 172.16.0.0/12, 192.0.0.0/24, 192.88.99.0/24, 192.168.0.0/16, \
                        198.18.0.0/15, 168.63.129.16/32";
+
+/// In the order of their sessions.
+type Leases = BTreeMap<ContainerId, Lease>;
+
 /// The table in the kernel, as it should be.
 pub(super) struct Ruleset {
     nft: Nft,
     policy: Policy,
-    leases: BTreeMap<SessionId, Lease>,
+    leases: Leases,
     made: Made,
     /// The table was removed for good.
     closed: bool,
@@ -43,7 +48,7 @@ struct Made {
 impl Ruleset {
     /// Makes the table, with the leases in `live`, or replaces it in one transaction.
     pub(super) fn make(mut nft: Nft, policy: Policy, live: &[Lease]) -> Result<Self, NetworkError> {
-        let leases = live.iter().map(|lease| (lease.session.clone(), lease.clone())).collect();
+        let leases = live.iter().map(|lease| (lease.container.clone(), lease.clone())).collect();
         let made = install(&mut nft, &policy, &leases)?;
         Ok(Self { nft, policy, leases, made, closed: false })
     }
@@ -54,20 +59,28 @@ impl Ruleset {
         Ok(self.nft)
     }
 
-    /// Lets a session's packets pass; already there is fine.
+    /// Lets a container's packets pass, also to and from the other containers of its session; already there is fine.
     pub(super) fn add(&mut self, lease: &Lease) -> Result<(), NetworkError> {
-        self.leases.insert(lease.session.clone(), lease.clone());
-        let added = self.nft.add(lease).and_then(|added| if added { Ok(()) } else { self.restore() });
+        let pairs = self.pairs(lease);
+        self.leases.insert(lease.container.clone(), lease.clone());
+        let added = self.nft.add(lease, &pairs).and_then(|added| if added { Ok(()) } else { self.restore() });
         if added.is_err() {
-            self.leases.remove(&lease.session);
+            self.leases.remove(&lease.container);
         }
         added
     }
 
-    /// Drops a session's packets from now on; already gone, with or without the table, is fine.
+    /// Drops a container's packets from now on; already gone, with or without the table, is fine.
     pub(super) fn remove(&mut self, lease: &Lease) -> Result<(), NetworkError> {
-        self.leases.remove(&lease.session);
-        self.nft.remove(lease)
+        self.leases.remove(&lease.container);
+        let pairs = self.pairs(lease);
+        self.nft.remove(lease, &pairs)
+    }
+
+    /// Both ways between this container and each other one of its session.
+    fn pairs(&self, lease: &Lease) -> Vec<Pair> {
+        let others = others(&self.leases, lease);
+        others.flat_map(|other| [(lease.address, other.address), (other.address, lease.address)]).collect()
     }
 
     /// Changes where sessions may connect to, those that are there included. Does nothing if that is so already.
@@ -104,8 +117,8 @@ impl Ruleset {
     }
 }
 
-fn install(nft: &mut Nft, policy: &Policy, leases: &BTreeMap<SessionId, Lease>) -> Result<Made, NetworkError> {
-    Nft::install(&policy.script(leases.values()))?;
+fn install(nft: &mut Nft, policy: &Policy, leases: &Leases) -> Result<Made, NetworkError> {
+    Nft::install(&policy.script(leases))?;
     // Removed in this moment: 0 is no table's handle, so the next look finds a difference.
     Ok(find(nft, &policy.tag)?.unwrap_or(Made { handle: 0, rules: 0 }))
 }
@@ -125,13 +138,16 @@ pub(super) struct Policy {
 }
 
 impl Policy {
-    /// The whole table as one transaction, with `live` in its set: whatever was there before is replaced, and at no
+    /// The whole table as one transaction, with `live` in its sets: whatever was there before is replaced, and at no
     /// moment is a live session without rules.
-    fn script<'a>(&self, live: impl Iterator<Item = &'a Lease>) -> String {
+    fn script(&self, live: &Leases) -> String {
         let Self { tag, pool, gateway, egress } = self;
         let table = tag.object_name();
         let ours = format!("\"ps{}*\"", tag.as_str());
-        let leases = elements(live.map(|l| format!("\"{}\" . {}", tag.veth_name(&l.session), l.address)));
+        let leases = elements(live.values().map(|l| format!("\"{}\" . {}", tag.veth_name(&l.container), l.address)));
+        let pairs =
+            live.values().flat_map(|from| others(live, from).map(|to| format!("{} . {}", from.address, to.address)));
+        let pairs = elements(pairs);
         let blocked = match egress {
             Egress::Public => format!("{NEVER}, {PRIVATE}"),
             Egress::None | Egress::Open | Egress::Only(_) => NEVER.to_owned(),
@@ -154,7 +170,8 @@ impl Policy {
         // reset, since the kernel sends few ICMP errors a second); what is forged is dropped. `from_session` runs
         // before connection tracking and before anybody's DNAT, so that the ports that other software publishes on the
         // host's addresses are as closed as the host's own. Connection tracking therefore does not know the refusals
-        // that it sends, and `output` lets them pass by their look.
+        // that it sends, and `output` lets them pass by their look. It does not see what a session's containers say to
+        // each other either: no state of it is needed, and a database's connections are many.
         format!(
             r#"table inet {table} {{ }}
 delete table inet {table}
@@ -163,6 +180,9 @@ table inet {table} {{
   set leases {{
     typeof iifname . ip saddr
 {leases}  }}
+  set pairs {{
+    type ipv4_addr . ipv4_addr
+{pairs}  }}
   set blocked {{
     type ipv4_addr
     flags interval
@@ -184,6 +204,7 @@ table inet {table} {{
   chain from_session {{
     meta nfproto != ipv4 drop
     iifname . ip saddr != @leases drop
+    ip saddr . ip daddr @pairs notrack accept
     fib daddr type {{ local, broadcast, anycast, multicast }} goto host
   }}
   chain to_session {{
@@ -206,6 +227,7 @@ table inet {table} {{
   }}
   chain forward {{
     type filter hook forward priority filter - 5; policy accept;
+    iifname {ours} oifname {ours} ip saddr . ip daddr @pairs accept
     iifname {ours} oifname {ours} goto refuse
     oifname {ours} goto to_session
     iifname {ours} goto egress
@@ -224,6 +246,14 @@ table inet {table} {{
 "#
         )
     }
+}
+
+/// The other containers of the session that has `lease`.
+fn others<'a>(leases: &'a Leases, lease: &'a Lease) -> impl Iterator<Item = &'a Lease> {
+    let session = &lease.container.session;
+    let from_first = leases.range(ContainerId::from(session.clone())..).map(|(_, other)| other);
+    let of_session = from_first.take_while(move |other| other.container.session == *session);
+    of_session.filter(move |other| other.container != lease.container)
 }
 
 /// An `elements` line, or nothing where there are none.

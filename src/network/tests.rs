@@ -17,6 +17,7 @@ use std::{
 use nix::sched::{CloneFlags, setns, unshare};
 
 use super::{dns::Forwarder, dns::Upstreams, *};
+use crate::names::{ServicePlace, SessionId};
 
 /// Addresses of the internet: public, private, metadata.
 const PUBLIC: &str = "198.51.100.2";
@@ -129,7 +130,7 @@ fn settings(name: &str, egress: Egress) -> Settings {
 
 fn lease(network: &Network, slot: u32) -> Lease {
     let session = SessionId::from_bits(0x1234_5678 + u64::from(slot) * 0x1_0000_0001);
-    Lease { session, address: network.address(slot).unwrap() }
+    Lease { container: session.into(), address: network.address(slot).unwrap() }
 }
 
 /// A session in slot `slot`, with a greeter of its own on port 7000.
@@ -251,6 +252,124 @@ fn ports_that_others_publish_on_the_host_are_closed_to_sessions() {
     });
 }
 
+/// The service number `index` of the session that has `lease`, in slot `slot`, with a greeter of its own.
+fn service(network: &Network, of: &Lease, index: usize, slot: u32) -> (Lease, OwnedFd) {
+    let container = ContainerId::of_service(&of.container.session, ServicePlace::new(index).unwrap());
+    let lease = Lease { container, address: network.address(slot).unwrap() };
+    let netns = network.create(&lease).unwrap().netns;
+    inside(&netns, || greeter(7000));
+    (lease, netns)
+}
+
+fn pairs(tag: &InstanceTag) -> usize {
+    let set = sh(&format!("nft -j list set inet {} pairs", tag.object_name()));
+    let set: serde_json::Value = serde_json::from_str(&set).unwrap();
+    set["nftables"][1]["set"]["elem"].as_array().map_or(0, Vec::len)
+}
+
+#[test]
+fn containers_of_one_session_reach_each_other_and_nobody_elses() {
+    World::with(|world| {
+        let tag = tag("/segment");
+        let network = Network::open(&settings("/segment", Egress::Public), &[]).unwrap();
+        let (ada, ada_netns) = session(&network, 0);
+        let (bob, bob_netns) = session(&network, 1);
+        let (db, db_netns) = service(&network, &ada, 0, 2);
+        let (cache, cache_netns) = service(&network, &ada, 1, 3);
+        let (bobs_db, bobs_db_netns) = service(&network, &bob, 0, 4);
+        let reach = |from: &OwnedFd, to: &Lease| inside(from, || greeting(&to.address.to_string(), 7000).is_ok());
+        let adas = [(&ada, &ada_netns), (&db, &db_netns), (&cache, &cache_netns)];
+        let bobs = [(&bob, &bob_netns), (&bobs_db, &bobs_db_netns)];
+        let all_is_well = || {
+            for (from, to) in adas.iter().flat_map(|a| adas.iter().map(move |b| (a, b))) {
+                assert!(reach(from.1, to.0), "{:?} {:?}", from.0, to.0);
+            }
+            assert!(reach(&bob_netns, &bobs_db) && reach(&bobs_db_netns, &bob));
+            for (one, other) in adas.iter().flat_map(|a| bobs.iter().map(move |b| (a, b))) {
+                inside(one.1, || refused(&other.0.address.to_string(), 7000));
+                inside(other.1, || refused(&one.0.address.to_string(), 7000));
+            }
+            assert_eq!(pairs(&tag), 6 + 2);
+        };
+        all_is_well();
+        let peer = inside(&ada_netns, || greeting(&db.address.to_string(), 7000)).unwrap();
+        assert_eq!(peer, ada.address.to_string(), "as itself");
+        assert_eq!(inside(&db_netns, || greeting(PUBLIC, 80)).unwrap(), HOST);
+        assert!(greeting(&db.address.to_string(), 7000).is_err(), "from the host");
+        assert!(inside(&world.internet, || greeting(&db.address.to_string(), 7000)).is_err());
+
+        // Bob's packets with an address of ada's reach neither her nor her services.
+        let sink = inside(&db_netns, || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 9)).unwrap());
+        sink.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        inside(&bob_netns, || {
+            sh(&format!("ip addr add {}/32 dev lo", ada.address));
+            UdpSocket::bind((ada.address, 0)).unwrap().send_to(b"forged", (db.address, 9)).unwrap();
+            sh(&format!("ip addr del {}/32 dev lo", ada.address));
+        });
+        inside(&ada_netns, || {
+            UdpSocket::bind((ada.address, 0)).unwrap().send_to(b"honest", (db.address, 9)).unwrap();
+        });
+        let mut buffer = [0; 16];
+        let length = sink.recv(&mut buffer).unwrap();
+        assert_eq!(&buffer[..length], b"honest", "and nothing before it");
+        assert!(sink.recv(&mut buffer).is_err());
+
+        // Whatever makes the table anew makes it whole.
+        sh("nft flush ruleset");
+        network.check().unwrap();
+        all_is_well();
+        let (before, live) = (network.pool(), [&ada, &db, &cache, &bob, &bobs_db].map(Clone::clone));
+        drop(network); // kill -9
+        let again = Settings { former_pool: Some(before), ..settings("/segment", Egress::Public) };
+        let network = Network::open(&again, &live).unwrap();
+        all_is_well();
+
+        // Who is gone has left no way to the next owner of its address.
+        network.destroy(&db).unwrap();
+        assert_eq!(pairs(&tag), 2 + 2);
+        let (_carol, carol_netns) = {
+            let lease = Lease { container: SessionId::from_bits(99).into(), address: db.address };
+            let netns = network.create(&lease).unwrap().netns;
+            inside(&netns, || greeter(7000));
+            (lease, netns)
+        };
+        inside(&carol_netns, || refused(&ada.address.to_string(), 7000));
+        inside(&ada_netns, || refused(&db.address.to_string(), 7000));
+        assert!(reach(&ada_netns, &cache));
+        // One element that is gone already keeps none of the others.
+        sh(&format!("nft delete element inet {} pairs '{{ {} . {} }}'", tag.object_name(), ada.address, cache.address));
+        network.destroy(&ada).unwrap();
+        assert_eq!(pairs(&tag), 2);
+        for lease in [&cache, &bob, &bobs_db] {
+            network.destroy(lease).unwrap();
+            network.destroy(lease).unwrap();
+        }
+        assert_eq!(pairs(&tag), 0);
+        network.close().unwrap();
+    });
+}
+
+#[test]
+fn a_session_may_have_as_many_services_as_there_are_letters() {
+    World::with(|_| {
+        let tag = tag("/big");
+        let network = Network::open(&settings("/big", Egress::Public), &[]).unwrap();
+        let (ada, ada_netns) = session(&network, 0);
+        let services: Vec<_> = (0..52).map(|index| service(&network, &ada, index, 1 + index as u32)).collect();
+        assert_eq!(pairs(&tag), 53 * 52);
+        let (last, _) = &services[51];
+        assert!(inside(&ada_netns, || greeting(&last.address.to_string(), 7000)).is_ok());
+        for (lease, _) in &services {
+            network.destroy(lease).unwrap();
+        }
+        network.destroy(&ada).unwrap();
+        assert_eq!(pairs(&tag), 0);
+        network.close().unwrap();
+        drop((services, ada_netns));
+        assert_nothing_left(&tag);
+    });
+}
+
 #[test]
 fn forged_source_addresses_and_ipv6_do_not_leave_a_session() {
     World::with(|world| {
@@ -270,7 +389,7 @@ fn forged_source_addresses_and_ipv6_do_not_leave_a_session() {
             }
             sh("ip addr add fd99::2/64 dev eth0 nodad");
         });
-        let veth = tag("/forged").veth_name(&lease(&network, 0).session);
+        let veth = tag("/forged").veth_name(&lease(&network, 0).container);
         sh(&format!("ip addr add fd99::1/64 dev {veth} nodad"));
         inside(&ada_netns, || {
             let socket = UdpSocket::bind("[fd99::2]:0").unwrap();
@@ -445,7 +564,7 @@ fn a_restart_keeps_live_sessions_and_removes_the_others() {
         inside(&ada_netns, || assert_eq!(greeting(PUBLIC, 80).unwrap(), HOST));
         inside(&bob_netns, || assert!(greeting(PUBLIC, 80).is_err()));
         let listing = Network::listing(&tag("/restart")).unwrap();
-        let veth = tag("/restart").veth_name(&ada.session);
+        let veth = tag("/restart").veth_name(&ada.container);
         let name = tag("/restart").object_name();
         assert_eq!(
             listing,
@@ -583,7 +702,7 @@ fn a_failed_creation_leaves_nothing_behind() {
     World::with(|_| {
         let network = Network::open(&settings("/undo", Egress::Public), &[]).unwrap();
         let lease = lease(&network, 0);
-        let veth = tag("/undo").veth_name(&lease.session);
+        let veth = tag("/undo").veth_name(&lease.container);
         sh(&format!("ip link add {veth} type veth peer name other"));
         let error = network.create(&lease).unwrap_err();
         assert!(matches!(error, NetworkError::Netlink { source: Errno::EEXIST, .. }), "{error}");
@@ -626,7 +745,7 @@ fn many_sessions_come_and_go_at_once() {
                     for round in 0..ROUNDS {
                         // The same few slots again and again: an address is free as soon as `destroy` returns.
                         let id = SessionId::from_bits(u64::from(worker * ROUNDS + round) << 8 | 0xff);
-                        let lease = Lease { session: id, address: network.address(worker).unwrap() };
+                        let lease = Lease { container: id.into(), address: network.address(worker).unwrap() };
                         let netns = network.create(&lease).unwrap().netns;
                         inside(&netns, || assert_eq!(greeting(PUBLIC, 80).unwrap(), HOST));
                         network.destroy(&lease).unwrap();
@@ -644,8 +763,8 @@ fn many_sessions_come_and_go_at_once() {
 fn a_sessions_files_name_it_and_its_resolver() {
     let address = Ipv4Addr::new(10, 213, 0, 2);
     assert_eq!(
-        hosts_file("ada", address),
-        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n10.213.0.2\tada\n"
+        hosts_file([("db", Ipv4Addr::new(10, 213, 0, 9)), ("ada", address)]),
+        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n10.213.0.9\tdb\n10.213.0.2\tada\n"
     );
     assert_eq!(resolv_conf(Ipv4Addr::new(10, 213, 0, 1)), "nameserver 10.213.0.1\n");
     assert!(matches!(Upstreams::new(&[IpAddr::V4(address)]), Upstreams::Fixed(s) if s[0].port() == 53));

@@ -242,7 +242,7 @@ impl Context {
         self.state.set_address(&record.id, address).map_err(CreateError::Record)?;
         record.address = Some(address);
         let id = &record.id;
-        let lease = Lease { session: id.clone(), address };
+        let lease = Lease { container: id.clone().into(), address };
         let id_base = record.id_base;
 
         let directory = self.upper_parent(id);
@@ -262,7 +262,7 @@ impl Context {
         let hostname = key.project.as_ref().map_or(key.user.as_str(), |p| p.as_str()).to_owned();
         let spec = ContainerSpec {
             session: id.clone(),
-            hosts: network::hosts_file(&hostname, lease.address),
+            hosts: network::hosts_file([(hostname.as_str(), lease.address)]),
             hostname,
             id_base,
             layers_root: self.store.layers_root(),
@@ -308,7 +308,7 @@ impl Context {
         let cgroup = self.cgroups.adopt(id);
         attempt("cgroup", cgroup.kill().and_then(|()| cgroup.destroy()).map_err(chain));
         if let Some(address) = record.address {
-            let lease = Lease { session: id.clone(), address };
+            let lease = Lease { container: id.clone().into(), address };
             attempt("network", self.network.destroy(&lease).map_err(chain));
         }
         for directory in [self.run_parent(id), self.upper_parent(id)] {

@@ -205,7 +205,7 @@ fn open_leaves(config: &Config) -> Result<Context, StartError> {
         former_pool: state.pool()?.and_then(|pool| pool.parse().ok()),
         egress: session::egress(config),
     };
-    let live = |record: SessionRecord| Some(Lease { session: record.id, address: record.address? });
+    let live = |record: SessionRecord| Some(Lease { container: record.id.into(), address: record.address? });
     let live: Vec<_> = state.sessions()?.into_iter().filter_map(live).collect();
     let network = Network::open(&settings, &live)?;
     state.set_pool(&network.pool().to_string())?;
