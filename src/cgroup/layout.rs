@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::CgroupError;
+use super::{CgroupError, limits::Version};
 use crate::names::InstanceTag;
 
 /// The controllers whose limits we set. Without memory and pids a session could take the host down; without cpu it can
@@ -91,6 +91,18 @@ impl Layout {
         match self {
             Self::V2 { parent, .. } => vec![parent],
             Self::V1 { parents } => parents.iter().map(|(parent, _)| parent.as_path()).collect(),
+        }
+    }
+}
+
+/// Makes the cgroup `path` one whose limits hold for the sum of those below it. It may have no processes.
+pub(super) fn make_inner(path: &Path, version: Version) -> Result<(), CgroupError> {
+    match version {
+        Version::V2 => enable_controllers(path),
+        Version::V1 => {
+            // cpu and pids always count what is below. Memory does from Linux 5.11 on; before, it had to be asked to.
+            let hierarchy = path.join("memory.use_hierarchy");
+            if hierarchy.exists() && read(&hierarchy)?.trim() == "0" { write(&hierarchy, "1") } else { Ok(()) }
         }
     }
 }
@@ -241,7 +253,12 @@ mod tests {
             fs::write(path.join("cgroup.subtree_control"), "memory\n").unwrap();
         }
         Layout::V2 { base: base.clone(), parent: parent.clone() }.prepare().unwrap();
-        for path in [&base, &parent] {
+        let session = base.join("2abcdefg");
+        fs::create_dir(&session).unwrap();
+        fs::write(session.join("cgroup.controllers"), "memory pids\n").unwrap();
+        fs::write(session.join("cgroup.subtree_control"), "memory\n").unwrap();
+        make_inner(&session, Version::V2).unwrap();
+        for path in [&base, &parent, &session] {
             // Nothing is asked for that is there already or that the kernel lacks.
             assert_eq!(fs::read_to_string(path.join("cgroup.subtree_control")).unwrap(), "+pids");
         }

@@ -26,6 +26,15 @@ pub struct Limits {
     pub pids_max: Option<u64>,
 }
 
+impl Limits {
+    /// What a part of `whole` may use that is to have these: not more CPUs than there are, which v1 refuses.
+    #[must_use]
+    pub fn within(&self, whole: &Self) -> Self {
+        let cpus = self.cpus.map(|own| whole.cpus.map_or(own, |all| own.min(all)));
+        Self { cpus, ..self.clone() }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Version {
     V1,

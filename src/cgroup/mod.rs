@@ -1,9 +1,12 @@
 //! A session's share of the host: its cgroup, on v2 and on v1 controllers alike.
 //!
 //! ```text
-//!   v2              <delegated subtree, or root>/podspawn-<tag>/<session>
-//!   v1 or hybrid    /sys/fs/cgroup/{cpu,memory,pids}/podspawn-<tag>/<session>
+//!   v2              <delegated subtree, or root>/podspawn-<tag>/<session>[/<container>]
+//!   v1 or hybrid    /sys/fs/cgroup/{cpu,memory,pids}/podspawn-<tag>/<session>[/<container>]
 //! ```
+//!
+//! A session that has services has a cgroup for each of its containers below its own, which bounds them all together. One
+//! that has none needs no second level.
 //!
 //! Owns: these directories, their limits, and the end of every process in them. Leaves to the spawner how init gets in
 //! ([`CgroupJoin`]): on v2 by clone3(2), on v1 by its own write to `tasks`, never through `cgroup.procs`, which takes a
@@ -22,7 +25,7 @@ use std::{
     fs::{self, OpenOptions},
     io,
     os::{fd::OwnedFd, unix::fs::OpenOptionsExt},
-    path::PathBuf,
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
@@ -33,7 +36,7 @@ use self::{
     limits::Version,
 };
 use crate::{
-    names::{InstanceTag, SessionId},
+    names::{ContainerId, InstanceTag, SessionId},
     protocol::CgroupJoin,
     sys::pidfd::Held,
 };
@@ -90,18 +93,7 @@ impl Cgroups {
     /// Either way nothing is left behind.
     pub fn create(&self, id: &SessionId, limits: &Limits) -> Result<Cgroup, CgroupError> {
         let cgroup = self.adopt(id);
-        for (made, (path, _)) in cgroup.paths.iter().enumerate() {
-            if let Err(source) = fs::create_dir(path) {
-                // Those from here on are not ours: one that exists already belongs to a session with the same id.
-                let undo = Cgroup { paths: cgroup.paths[..made].to_vec(), ..cgroup };
-                undo.undo();
-                return Err(CgroupError::Create { path: path.clone(), source });
-            }
-        }
-        if let Err(error) = cgroup.limit(limits) {
-            cgroup.undo();
-            return Err(error);
-        }
+        cgroup.make(limits)?;
         Ok(cgroup)
     }
 
@@ -158,6 +150,32 @@ impl Cgroup {
         paths.find(|(_, c)| c.contains(name)).map(|(path, _)| path).ok_or(CgroupError::NoController(name))
     }
 
+    /// Makes the cgroup of one of the session's containers below this one, which may then hold no process itself.
+    ///
+    /// # Errors
+    /// As of [`Cgroups::create`], and if there are processes in this one. Nothing is left behind.
+    pub fn child(&self, id: &ContainerId, limits: &Limits) -> Result<Self, CgroupError> {
+        for (path, _) in &self.paths {
+            layout::make_inner(path, self.version)?;
+        }
+        let below = |(path, controllers): &(PathBuf, BTreeSet<_>)| (path.join(id.to_string()), controllers.clone());
+        let child = Self { version: self.version, paths: self.paths.iter().map(below).collect() };
+        child.make(limits)?;
+        Ok(child)
+    }
+
+    /// Makes the directories and writes the limits, or leaves nothing behind.
+    fn make(&self, limits: &Limits) -> Result<(), CgroupError> {
+        for (made, (path, _)) in self.paths.iter().enumerate() {
+            if let Err(source) = fs::create_dir(path) {
+                // Those from here on are not ours: one that exists already belongs to a session with the same id.
+                Self { version: self.version, paths: self.paths[..made].to_vec() }.undo();
+                return Err(CgroupError::Create { path: path.clone(), source });
+            }
+        }
+        self.limit(limits).inspect_err(|_| self.undo())
+    }
+
     fn limit(&self, limits: &Limits) -> Result<(), CgroupError> {
         if let Some(cpus) = limits.cpus {
             limits::limit_cpus(self.path("cpu")?, self.version, cpus)?;
@@ -194,16 +212,21 @@ impl Cgroup {
         }
     }
 
-    /// The processes in it, as far as our pid namespace has numbers for them. None if it is gone.
+    /// The processes in it and in those below it, as far as our pid namespace has numbers for them. None if it is gone.
     pub fn pids(&self) -> Result<Vec<i32>, CgroupError> {
-        match read(&self.path("pids")?.join("cgroup.procs")) {
-            Ok(text) => Ok(text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 0).collect()),
-            Err(error) if is_gone(&error) => Ok(Vec::new()),
-            Err(error) => Err(error),
+        let path = self.path("pids")?;
+        let mut pids = Vec::new();
+        for directory in below(path)?.iter().chain([path]) {
+            match read(&directory.join("cgroup.procs")) {
+                Ok(text) => pids.extend(text.lines().filter_map(|line| line.parse().ok()).filter(|pid: &i32| *pid > 0)),
+                Err(error) if is_gone(&error) => {}
+                Err(error) => return Err(error),
+            }
         }
+        Ok(pids)
     }
 
-    /// Kills every process in it, and returns when they are gone. Nothing can join it afterwards.
+    /// Kills every process in it and below it, and returns when they are gone. Nothing can join it afterwards.
     ///
     /// # Errors
     /// [`CgroupError::Stuck`] if some are still there after 5 s.
@@ -247,12 +270,19 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Removes the directories; none being there is fine. The processes must be gone ([`Cgroup::kill`]).
+    /// Removes the directories and those below them; none being there is fine. The processes must be gone
+    /// ([`Cgroup::kill`]).
     ///
     /// # Errors
     /// [`CgroupError::Remove`] if one is still busy after 2 s, after all have been tried.
     pub fn destroy(&self) -> Result<(), CgroupError> {
-        self.paths.iter().map(|(path, _)| remove(path.clone(), REMOVE_TIMEOUT)).fold(Ok(()), Result::and)
+        let mut result = Ok(());
+        for (path, _) in &self.paths {
+            for directory in below(path)?.into_iter().chain([path.clone()]) {
+                result = result.and(remove(directory, REMOVE_TIMEOUT));
+            }
+        }
+        result
     }
 
     /// Destroys what a failed creation has made; the caller has a more important error to tell.
@@ -261,6 +291,26 @@ impl Cgroup {
             tracing::warn!(%error, "undoing a failed cgroup");
         }
     }
+}
+
+/// The cgroups right below `path`: a session's containers cannot make any.
+fn below(path: &Path) -> Result<Vec<PathBuf>, CgroupError> {
+    let failed = |source| CgroupError::Read { path: path.to_owned(), source };
+    let entries = match fs::read_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(failed)?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        match entry {
+            Ok(entry) if entry.file_type().is_ok_and(|kind| kind.is_dir()) => found.push(entry.path()),
+            Ok(_) => {}
+            // Removed while we read it.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    Ok(found)
 }
 
 /// Whether the cgroup that a file belongs to has been removed: before the file was opened, or after.

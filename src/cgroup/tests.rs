@@ -6,6 +6,7 @@ use std::{
 };
 
 use super::*;
+use crate::names::ServicePlace;
 
 fn tag(name: &str) -> InstanceTag {
     InstanceTag::of_root(std::path::Path::new(&format!("/test/{}/{name}", std::process::id())))
@@ -67,10 +68,7 @@ fn a_session_is_held_to_its_limits() {
     let start = Instant::now();
     let mut hog = run(&cgroup, "while :; do :; done");
     thread::sleep(Duration::from_secs(1));
-    let stat = fs::read_to_string(format!("/proc/{}/stat", hog.id())).unwrap();
-    let elapsed = start.elapsed().as_secs_f64();
-    let ticks: f64 = stat.split(' ').skip(13).take(2).map(|field| field.parse::<f64>().unwrap()).sum();
-    let share = ticks / 100.0 / elapsed;
+    let share = seconds(hog.id()) / start.elapsed().as_secs_f64();
     assert!(share < 0.35, "used {share} CPUs");
     cgroup.kill().unwrap();
     assert_eq!(hog.wait().unwrap().signal(), Some(libc::SIGKILL));
@@ -82,6 +80,75 @@ fn a_session_is_held_to_its_limits() {
     cgroups.close().unwrap();
     cgroups.close().unwrap();
     assert_eq!(Cgroups::listing(&tag).unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn the_containers_of_a_session_share_its_limits() {
+    let tag = tag("shared");
+    let cgroups = Cgroups::open(&tag).unwrap();
+    let whole = Limits { cpus: Some(0.2), memory_max: Some(64 << 20), pids_max: Some(30) };
+    let session = cgroups.create(&id(1), &whole).unwrap();
+    let main = session.child(&id(1).into(), &Limits::default()).unwrap();
+    let part = Limits { cpus: Some(4.0), memory_max: Some(16 << 20), pids_max: Some(10) }.within(&whole);
+    let service = |index, limits: &Limits| {
+        session.child(&ContainerId::of_service(&id(1), ServicePlace::new(index).unwrap()), limits).unwrap()
+    };
+    let (database, cache) = (service(0, &part), service(1, &Limits::default()));
+    let forks = "for n in $(seq 50); do sleep 60 & done; wait";
+
+    // A part of its own, and then the rest of the whole.
+    assert!(!run(&database, forks).wait().unwrap().success());
+    assert_eq!(database.pids().unwrap().len(), 9, "10 with the shell");
+    assert!(!run(&main, forks).wait().unwrap().success());
+    assert_eq!(main.pids().unwrap().len(), 20, "21 with the shell: 30 are the session's");
+    assert_eq!(session.pids().unwrap().len(), 29);
+    assert!(!run(&cache, "sleep 60 & sleep 60 & wait").wait().unwrap().success(), "all are used");
+    main.kill().unwrap();
+    assert_eq!(database.pids().unwrap().len(), 9);
+    database.kill().unwrap();
+    let count = session.path("pids").unwrap().join("pids.current");
+    eventually("those who were killed are reaped and no longer counted", || {
+        fs::read_to_string(&count).unwrap().trim() == "0"
+    });
+
+    // 16 MiB are its own limit, 64 that of all.
+    let hold = |bytes: &str| format!("exec sh -c 'head -c {bytes} /dev/zero | tail | sleep 60'");
+    assert_eq!(run(&service(2, &part), "exec tail /dev/zero").wait().unwrap().signal(), Some(libc::SIGKILL));
+    let (mut one, two) = (run(&cache, &hold("40m")), service(3, &Limits::default()));
+    eventually("one holds what it wants", || cache.pids().unwrap().iter().any(|pid| resident(*pid) > 40 << 20));
+    let mut two_runs = run(&two, "exec tail /dev/zero");
+    assert_eq!(two_runs.wait().unwrap().signal(), Some(libc::SIGKILL), "24 MiB are left");
+
+    let start = Instant::now();
+    let mut hogs = [run(&two, "while :; do :; done"), run(&cache, "while :; do :; done")];
+    thread::sleep(Duration::from_secs(1));
+    let share = hogs.iter().map(|hog| seconds(hog.id())).sum::<f64>() / start.elapsed().as_secs_f64();
+    assert!(share < 0.35, "used {share} CPUs");
+
+    // A supervisor that starts after a crash knows nothing but the session's id.
+    let adopted = Cgroups::open(&tag).unwrap().adopt(&id(1));
+    adopted.kill().unwrap();
+    assert!(adopted.pids().unwrap().is_empty());
+    for hog in &mut hogs {
+        assert_eq!(hog.wait().unwrap().signal(), Some(libc::SIGKILL));
+    }
+    one.wait().unwrap();
+    adopted.destroy().unwrap();
+    adopted.destroy().unwrap();
+    cgroups.close().unwrap();
+    assert_eq!(Cgroups::listing(&tag).unwrap(), Vec::<String>::new());
+}
+
+/// The memory that a process has.
+fn resident(pid: i32) -> u64 {
+    let statm = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
+    statm.split(' ').nth(1).map_or(0, |pages| pages.parse::<u64>().unwrap() * 4096)
+}
+
+/// The processor time that a process has used.
+fn seconds(pid: u32) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.split(' ').skip(13).take(2).map(|field| field.parse::<f64>().unwrap()).sum::<f64>() / 100.0
 }
 
 #[test]
