@@ -149,16 +149,20 @@ impl ServicePlace {
 
     /// The place of the service number `index`; `None` if a session cannot have that many.
     pub fn new(index: usize) -> Option<Self> {
-        Self::ALPHABET.get(index).copied().map(Self)
+        u8::try_from(index).ok().filter(|_| index < Self::ALPHABET.len()).map(Self)
     }
 
     /// The number again.
-    pub fn index(self) -> usize {
-        Self::ALPHABET.iter().position(|letter| *letter == self.0).unwrap_or_default()
+    pub fn index(self) -> u8 {
+        self.0
     }
 
-    fn from_byte(letter: u8) -> Option<Self> {
-        Self::ALPHABET.contains(&letter).then_some(Self(letter))
+    fn letter(self) -> char {
+        char::from(Self::ALPHABET[usize::from(self.0)])
+    }
+
+    fn from_letter(letter: u8) -> Option<Self> {
+        Self::new(Self::ALPHABET.iter().position(|known| *known == letter)?)
     }
 }
 
@@ -190,7 +194,7 @@ impl From<SessionId> for ContainerId {
 impl fmt::Display for ContainerId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.session.fmt(f)?;
-        self.service.map_or(Ok(()), |place| fmt::Write::write_char(f, char::from(place.0)))
+        self.service.map_or(Ok(()), |place| fmt::Write::write_char(f, place.letter()))
     }
 }
 
@@ -202,7 +206,7 @@ impl FromStr for ContainerId {
         let (session, place) = text.split_at_checked(8).ok_or_else(refused)?;
         let service = match place.as_bytes() {
             [] => None,
-            [letter] => Some(ServicePlace::from_byte(*letter).ok_or_else(refused)?),
+            [letter] => Some(ServicePlace::from_letter(*letter).ok_or_else(refused)?),
             _ => return Err(refused()),
         };
         Ok(Self { session: session.parse()?, service })

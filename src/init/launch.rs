@@ -111,7 +111,7 @@ impl Surroundings {
             security: spec.security.clone(),
             env: spec.env.clone(),
             workdir: spec.workdir_inside.clone(),
-            session: spec.session.to_string(),
+            session: spec.container.session.to_string(),
             devpts,
             proof,
         }

@@ -22,7 +22,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::names::{ProjectName, SessionId, UserName};
+use crate::names::{ContainerId, ProjectName, SessionId, UserName};
 
 /// The version of the messages below, sent in every greeting, and recorded with each container whose init speaks it.
 ///
@@ -393,7 +393,7 @@ pub enum FromNewborn {
 /// One container: what the spawner and init need to know, in plain values.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ContainerSpec {
-    pub session: SessionId,
+    pub container: ContainerId,
     pub hostname: String,
     /// Container ids 0..65536 are this and the following ids of the host.
     pub id_base: u32,

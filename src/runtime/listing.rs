@@ -10,7 +10,7 @@ use std::{
 
 use super::{Container, init_name, spawner_name};
 use crate::{
-    names::{InstanceTag, SessionId},
+    names::{ContainerId, InstanceTag, SessionId},
     sys::{find_process, pidfd::Held},
 };
 
@@ -24,8 +24,8 @@ pub struct Listing {
     pub directories: Vec<PathBuf>,
     /// Mount points below the session directories in this mount namespace. There should never be one.
     pub mounts: Vec<PathBuf>,
-    /// Containers' inits: pid and session.
-    pub inits: Vec<(i32, SessionId)>,
+    /// Containers' inits.
+    pub inits: Vec<(i32, ContainerId)>,
 }
 
 impl Listing {
@@ -48,18 +48,31 @@ pub fn listing(tag: &InstanceTag, sessions_dir: &Path) -> io::Result<Listing> {
     Ok(Listing { directories, mounts, inits: inits(tag)? })
 }
 
-/// Kills the init of `session`, if there is one, and waits for its end.
+/// Kills the inits of all containers of `session` that there are, and waits for their end.
 ///
 /// For the case that the spawner was lost with a container half made, when nobody has its pidfd.
 pub fn kill_session(tag: &InstanceTag, session: &SessionId) -> io::Result<()> {
-    for (pid, _) in inits(tag)?.into_iter().filter(|(_, found)| found == session) {
+    kill_inits(tag, |container| container.session == *session)
+}
+
+/// Kills the init of `container`, likewise.
+pub(super) fn kill_container(tag: &InstanceTag, container: &ContainerId) -> io::Result<()> {
+    kill_inits(tag, |found| found == container)
+}
+
+fn kill_inits(tag: &InstanceTag, chosen: impl Fn(&ContainerId) -> bool) -> io::Result<()> {
+    let mut killed = Vec::new();
+    for (pid, _) in inits(tag)?.into_iter().filter(|(_, found)| chosen(found)) {
         // Between the look and the opening the pid may have got a new owner, so look again when it is pinned.
         let Ok(held) = Held::open(pid) else { continue };
-        if init_of(tag, pid).as_ref() == Some(session) {
+        if init_of(tag, pid).as_ref().is_some_and(&chosen) {
             let container = Container::held(held);
             container.kill()?;
-            container.wait(KILL_LIMIT);
+            killed.push(container);
         }
+    }
+    for container in killed {
+        container.wait(KILL_LIMIT);
     }
     Ok(())
 }
@@ -88,32 +101,30 @@ fn is_our_copy(pid: i32) -> bool {
     exe.is_ok_and(|exe| exe.as_os_str().as_bytes().starts_with(b"/memfd:podspawn"))
 }
 
-fn inits(tag: &InstanceTag) -> io::Result<Vec<(i32, SessionId)>> {
+fn inits(tag: &InstanceTag) -> io::Result<Vec<(i32, ContainerId)>> {
     let mut found = Vec::new();
     for pid in find_process::pids()? {
-        found.extend(init_of(tag, pid).map(|session| (pid, session)));
+        found.extend(init_of(tag, pid).map(|container| (pid, container)));
     }
     found.sort();
     Ok(found)
 }
 
-/// The session whose init `pid` is, if it is one. Any process may take the name, so it must also be PID 1 of a pid
+/// The container whose init `pid` is, if it is one. Any process may take the name, so it must also be PID 1 of a pid
 /// namespace one level down, and run our copy in memory.
-fn init_of(tag: &InstanceTag, pid: i32) -> Option<SessionId> {
+fn init_of(tag: &InstanceTag, pid: i32) -> Option<ContainerId> {
     // Processes come and go while we look; one that is gone is not an init.
     let comm = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-    let session: SessionId = comm.trim_end().strip_prefix(&init_name_prefix(tag))?.parse().ok()?;
+    let container = comm.trim_end().strip_prefix(&init_name_prefix(tag))?.parse().ok()?;
     let status = fs::read(format!("/proc/{pid}/status")).ok()?;
     let status = String::from_utf8_lossy(&status);
     let pids = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
     let is_init = pids.split_ascii_whitespace().skip(1).last() == Some("1");
-    (is_init && is_our_copy(pid)).then_some(session)
+    (is_init && is_our_copy(pid)).then_some(container)
 }
 
 fn init_name_prefix(tag: &InstanceTag) -> String {
-    let any = SessionId::from_bits(0);
-    let name = init_name(tag.as_str(), &any);
-    name[..name.len() - any.as_str().len()].to_owned()
+    init_name(tag.as_str(), "")
 }
 
 /// The mount points of `/proc/PID/mountinfo` (proc_pid_mountinfo(5)), in which space, tab, newline and backslash are
@@ -152,7 +163,7 @@ mod tests {
     fn a_process_with_the_name_alone_is_not_an_init() {
         let tag = InstanceTag::of_root(Path::new("/nowhere"));
         let session = SessionId::from_bits(5);
-        let name = init_name(tag.as_str(), &session);
+        let name = init_name(tag.as_str(), session.as_str());
         let script = format!("printf {name} > /proc/$$/comm; echo; exec 1>&-; read x");
         let mut child = std::process::Command::new("/bin/sh")
             .args(["-c", &script])

@@ -9,7 +9,7 @@
 //! executed from a sealed copy in memory, so that no container ever executes (or can reach) a file of the host. Init is
 //! a clone of the spawner and never executes anything itself.
 //!
-//! What belongs to a container and how it is found: a process whose name is `ps` + tag + session id and that is PID 1 of
+//! What belongs to a container and how it is found: a process whose name is `ps` + tag + container id and that is PID 1 of
 //! a pid namespace (all others in that namespace die with it); the directories that [`rootfs`] makes. All its mounts live
 //! in its own mount namespace and die with init. See [`listing()`].
 //!
@@ -33,7 +33,7 @@ fn spawner_name(instance: &str) -> String {
     format!("ps{instance}spawner")
 }
 
-/// The name (`comm`) of a container's init: 14 bytes of the 15 that the kernel keeps.
-fn init_name(instance: &str, session: &crate::names::SessionId) -> String {
-    format!("ps{instance}{session}")
+/// The name (`comm`) of a container's init: 14 or 15 bytes, and the kernel keeps 15.
+fn init_name(instance: &str, container: &str) -> String {
+    format!("ps{instance}{container}")
 }

@@ -191,7 +191,7 @@ impl Role {
             }
             Cloned::Child => init::main(init::Newborn {
                 spec,
-                name: &init_name(&self.instance, &spec.session),
+                name: &init_name(&self.instance, &spec.container.to_string()),
                 socket: theirs.as_fd(),
                 listener: listener.as_fd(),
                 tasks: &tasks.iter().map(AsFd::as_fd).collect::<Vec<_>>(),

@@ -16,9 +16,12 @@ use nix::{
     sys::memfd::{MFdFlags, memfd_create},
 };
 
-use super::{Container, kill_session, listing::kill_spawners};
+use super::{
+    Container,
+    listing::{kill_container, kill_spawners},
+};
 use crate::{
-    names::{InstanceTag, SessionId},
+    names::{ContainerId, InstanceTag},
     protocol::{ContainerSpec, FromSpawner, ToSpawner, wire},
     sys::{poll::wait_readable, seqpacket},
 };
@@ -33,13 +36,13 @@ pub enum RuntimeError {
     CopyProgram(#[source] io::Error),
     #[error("cannot start the spawner")]
     Start(#[source] io::Error),
-    #[error("cannot ask the spawner for container {session}")]
-    Ask { session: SessionId, source: io::Error },
-    #[error("the spawner was lost while it made container {session}")]
-    Lost { session: SessionId, source: io::Error },
+    #[error("cannot ask the spawner for container {container}")]
+    Ask { container: ContainerId, source: io::Error },
+    #[error("the spawner was lost while it made container {container}")]
+    Lost { container: ContainerId, source: io::Error },
     /// Nothing is left of the attempt.
-    #[error("cannot {step} for container {session}: {message}")]
-    Create { session: SessionId, step: String, message: String },
+    #[error("cannot {step} for container {container}: {message}")]
+    Create { container: ContainerId, step: String, message: String },
 }
 
 /// The helper process that makes containers. Shared by threads; they take turns.
@@ -116,12 +119,12 @@ impl Spawner {
         init_listener: BorrowedFd<'_>,
         cgroup_fds: &[BorrowedFd<'_>],
     ) -> Result<Container, RuntimeError> {
-        let session = &spec.session;
+        let container = &spec.container;
         let mut fds = vec![netns, init_listener];
         fds.extend(cgroup_fds);
         let request = ToSpawner::Create(Box::new(spec.clone()));
         let request =
-            wire::encode(&request).map_err(|source| RuntimeError::Ask { session: session.clone(), source })?;
+            wire::encode(&request).map_err(|source| RuntimeError::Ask { container: container.clone(), source })?;
 
         let mut slot = self.helper.lock().unwrap_or_else(PoisonError::into_inner);
         let mut helper = match slot.take() {
@@ -133,35 +136,35 @@ impl Spawner {
             helper.end();
             helper = self.start_helper()?;
             seqpacket::send(helper.socket.as_fd(), &request, &fds)
-                .map_err(|source| RuntimeError::Ask { session: session.clone(), source })?;
+                .map_err(|source| RuntimeError::Ask { container: container.clone(), source })?;
         }
         match helper.answer() {
             Ok((FromSpawner::Created { pid, warnings }, pidfd)) => {
                 *slot = Some(helper);
                 drop(slot);
                 for warning in warnings {
-                    tracing::warn!(session = %session, "{warning}");
+                    tracing::warn!(container = %container, "{warning}");
                 }
-                Ok(Container::new(pid, pidfd.ok_or_else(|| self.lost(session, missing_pidfd()))?))
+                Ok(Container::new(pid, pidfd.ok_or_else(|| self.lost(container, missing_pidfd()))?))
             }
             Ok((FromSpawner::Failed { step, message }, _)) => {
                 *slot = Some(helper);
-                Err(RuntimeError::Create { session: session.clone(), step, message })
+                Err(RuntimeError::Create { container: container.clone(), step, message })
             }
             Err(error) => {
                 helper.end();
                 drop(slot);
-                Err(self.lost(session, error))
+                Err(self.lost(container, error))
             }
         }
     }
 
     /// A child that is not ready yet ends with the spawner; one that has just become ready must be looked for.
-    fn lost(&self, session: &SessionId, source: io::Error) -> RuntimeError {
-        if let Err(error) = kill_session(&self.instance, session) {
-            tracing::error!(session = %session, %error, "cannot look for what a lost spawner left behind");
+    fn lost(&self, container: &ContainerId, source: io::Error) -> RuntimeError {
+        if let Err(error) = kill_container(&self.instance, container) {
+            tracing::error!(container = %container, %error, "cannot look for what a lost spawner left behind");
         }
-        RuntimeError::Lost { session: session.clone(), source }
+        RuntimeError::Lost { container: container.clone(), source }
     }
 
     /// The spawner's pid, if it is believed to be alive.

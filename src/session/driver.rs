@@ -53,7 +53,7 @@ pub(super) enum Event {
     View(oneshot::Sender<View>),
     /// The image's store has put a new line into [`Driver::progress`].
     Progress,
-    Created(Result<Live, CreateError>),
+    Created(Result<Box<Live>, CreateError>),
     Destroyed(Result<(), steps::DestroyError>),
 }
 
@@ -330,7 +330,7 @@ impl Driver {
                 }
             };
             // The driver outlives its creation, except when the whole process ends.
-            let _ = mailbox.send(Event::Created(result));
+            let _ = mailbox.send(Event::Created(result.map(Box::new)));
         });
     }
 

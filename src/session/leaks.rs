@@ -5,7 +5,14 @@ use std::{collections::HashSet, fs, path::Path};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    cgroup::Cgroups, config::Config, errors::chain, image, names::SessionId, network::Network, runtime, state::State,
+    cgroup::Cgroups,
+    config::Config,
+    errors::chain,
+    image,
+    names::{ContainerId, SessionId},
+    network::Network,
+    runtime,
+    state::State,
 };
 
 /// One object that should not be there.
@@ -83,13 +90,15 @@ fn session_directories(parent: &Path) -> Result<Vec<String>, String> {
     Ok(names)
 }
 
-/// The session id that is a part of an object's name: its last component that has the form of one.
+/// The session whose id, or one of whose containers' ids, is a part of an object's name: the last component that has the
+/// form of one.
 pub(super) fn session_in(name: &str) -> Option<SessionId> {
-    name.split(|c: char| !c.is_ascii_alphanumeric()).rev().find_map(|part| {
-        let tail = part.len().checked_sub(8).and_then(|start| part.get(start..))?;
-        // Either the whole component, or the end of an interface name (`ps` + tag + id).
-        if part.len() == 8 || (part.len() == 14 && part.starts_with("ps")) { tail.parse().ok() } else { None }
-    })
+    // An interface's name has the id at its end (`ps` + tag + id).
+    let of_interface = |part: &str| part.strip_prefix("ps")?.get(4..)?.parse::<ContainerId>().ok();
+    name.split(|c: char| !c.is_ascii_alphanumeric())
+        .rev()
+        .find_map(|part| part.parse().ok().or_else(|| of_interface(part)))
+        .map(|container| container.session)
 }
 
 #[cfg(test)]
@@ -102,6 +111,10 @@ mod tests {
         assert_eq!(id("/var/lib/podspawn/sessions/2abcdefg"), Some("2abcdefg".to_owned()));
         assert_eq!(id("psqwer2abcdefg"), Some("2abcdefg".to_owned()));
         assert_eq!(id("/sys/fs/cgroup/pids/podspawn-qwer/2abcdefg"), Some("2abcdefg".to_owned()));
-        assert_eq!(id("podspawn-qwer"), None);
+        assert_eq!(id("/sys/fs/cgroup/pids/podspawn-qwer/2abcdefg/2abcdefgB"), Some("2abcdefg".to_owned()));
+        assert_eq!(id("nft lease psqwer2abcdefgB 10.1.2.3 in podspawn-qwer"), Some("2abcdefg".to_owned()));
+        for other in ["podspawn-qwer", "psqwer", "ps", "2abcdefg2", "psqwer2abcdefgaa"] {
+            assert_eq!(id(other), None, "{other}");
+        }
     }
 }

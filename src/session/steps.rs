@@ -226,7 +226,7 @@ impl Context {
         };
         let count = config.security.userns_count.min(self.addresses());
         let slots = Slots { count, first_id: config.security.userns_first };
-        let record = self.state.insert_session(&session, slots).map_err(CreateError::Record)?;
+        let record = self.state.insert_session(&session, &[], slots).map_err(CreateError::Record)?;
         Ok((image, record))
     }
 
@@ -239,7 +239,7 @@ impl Context {
         record: &mut SessionRecord,
     ) -> Result<Container, CreateError> {
         let address = self.network.address(record.slot).ok_or(CreateError::AddressesExhausted)?;
-        self.state.set_address(&record.id, address).map_err(CreateError::Record)?;
+        self.state.set_address(&record.id.clone().into(), address).map_err(CreateError::Record)?;
         record.address = Some(address);
         let id = &record.id;
         let lease = Lease { container: id.clone().into(), address };
@@ -261,7 +261,7 @@ impl Context {
 
         let hostname = key.project.as_ref().map_or(key.user.as_str(), |p| p.as_str()).to_owned();
         let spec = ContainerSpec {
-            session: id.clone(),
+            container: id.clone().into(),
             hosts: network::hosts_file([(hostname.as_str(), lease.address)]),
             hostname,
             id_base,
@@ -287,7 +287,9 @@ impl Context {
         record.init = Some((container.pid(), starttime));
         record.init_version = protocol::VERSION;
         let pid = container.pid();
-        self.state.set_container(&record.id, pid, starttime, protocol::VERSION).map_err(CreateError::Record)?;
+        self.state
+            .set_container(&record.id.clone().into(), pid, starttime, protocol::VERSION)
+            .map_err(CreateError::Record)?;
         Ok(container)
     }
 
@@ -348,7 +350,7 @@ impl Context {
             Err(error) => tracing::error!("cannot list cgroups: {}", chain(error)),
         }
         match runtime::listing(&self.tag, &self.state_dir) {
-            Ok(found) => ids.extend(found.inits.into_iter().map(|(_, session)| session)),
+            Ok(found) => ids.extend(found.inits.into_iter().map(|(_, container)| container.session)),
             Err(error) => tracing::error!("cannot list containers: {error}"),
         }
         ids

@@ -9,7 +9,7 @@ use rusqlite::Row;
 
 use crate::{
     config::Mode,
-    names::{ProjectName, SessionId, UserName},
+    names::{ProjectName, ServicePlace, SessionId, UserName},
 };
 
 /// How far a session is in its life.
@@ -52,13 +52,51 @@ pub struct NewSession {
     pub boot_id: String,
 }
 
+/// What is known of a session's service before it has a slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewService {
+    /// By which it is reached.
+    pub name: String,
+    /// Digest of the image's manifest, and the name that it was found by.
+    pub image: String,
+    pub image_reference: String,
+    /// How it is run, for who has to start it again. Means nothing to the database.
+    pub plan: String,
+}
+
+/// A service of a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceRecord {
+    pub place: ServicePlace,
+    pub name: String,
+    /// Unique among the sessions and services that exist: decides the address.
+    pub slot: u32,
+    pub id_base: u32,
+    pub image: String,
+    pub image_reference: String,
+    pub plan: String,
+    /// Pid and start time of the container's init.
+    pub init: Option<(i32, u64)>,
+    /// The version of the protocol that it speaks.
+    pub init_version: u32,
+    /// `None` until it has a network.
+    pub address: Option<Ipv4Addr>,
+}
+
+impl ServiceRecord {
+    pub(super) fn new(new: NewService, place: ServicePlace, slot: u32, id_base: u32) -> Self {
+        let NewService { name, image, image_reference, plan } = new;
+        Self { place, name, slot, id_base, image, image_reference, plan, init: None, init_version: 1, address: None }
+    }
+}
+
 /// A session. Times have a resolution of a millisecond.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionRecord {
     pub id: SessionId,
     pub user: UserName,
     pub project: Option<ProjectName>,
-    /// Unique among the sessions that exist: decides the address.
+    /// Unique among the sessions and services that exist: decides the address.
     pub slot: u32,
     /// The first of the container's ids on the host.
     pub id_base: u32,
@@ -76,6 +114,8 @@ pub struct SessionRecord {
     /// `None` until the session has a network.
     pub address: Option<Ipv4Addr>,
     pub boot_id: String,
+    /// In the order of their places.
+    pub services: Vec<ServiceRecord>,
 }
 
 impl SessionRecord {
@@ -97,6 +137,7 @@ impl SessionRecord {
             created_at,
             address: None,
             boot_id,
+            services: Vec::new(),
         }
     }
 }
@@ -164,7 +205,35 @@ pub(super) fn session_from_row(row: &Row<'_>) -> rusqlite::Result<Result<Session
             created_at,
             address: address.as_deref().map(str::parse).transpose().map_err(text)?,
             boot_id,
+            services: Vec::new(),
         })
+    };
+    Ok(parse())
+}
+
+/// Reads a row of `services` with the session that it is of, likewise.
+pub(super) fn service_from_row(row: &Row<'_>) -> rusqlite::Result<Result<(SessionId, ServiceRecord), String>> {
+    let (session, place): (String, u32) = (row.get("session")?, row.get("place")?);
+    let pid: Option<i32> = row.get("init_pid")?;
+    let starttime: Option<i64> = row.get("init_starttime")?;
+    let address: Option<String> = row.get("address")?;
+    let init_version = row.get("init_version")?;
+    let (name, slot, id_base, plan) = (row.get("name")?, row.get("slot")?, row.get("id_base")?, row.get("plan")?);
+    let (image, image_reference) = (row.get("image")?, row.get("image_reference")?);
+    let parse = || -> Result<(SessionId, ServiceRecord), String> {
+        let record = ServiceRecord {
+            place: ServicePlace::new(place as usize).ok_or_else(|| format!("place {place}"))?,
+            name,
+            slot,
+            id_base,
+            image,
+            image_reference,
+            plan,
+            init: pid.zip(starttime.and_then(|ticks| u64::try_from(ticks).ok())),
+            init_version,
+            address: address.as_deref().map(str::parse).transpose().map_err(text)?,
+        };
+        Ok((session.parse().map_err(text)?, record))
     };
     Ok(parse())
 }

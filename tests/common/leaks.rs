@@ -40,7 +40,7 @@ pub fn of_sessions(root: &Path) -> Vec<String> {
     found.extend(table.lines().filter(of_one).map(|line| format!("nft: {}", line.trim())));
     let db = root.join("var/lib/podspawn/state.db");
     if db.exists() {
-        for name in ["sessions", "connections"] {
+        for name in ["sessions", "services", "connections"] {
             let rows = output("sqlite3", &[&db.display().to_string(), &format!("select * from {name}")]);
             found.extend(rows.lines().map(|row| format!("row of {name}: {row}")));
         }
@@ -62,7 +62,7 @@ pub fn inits(tag: &InstanceTag) -> Vec<String> {
     let mut found = Vec::new();
     for (pid, comm) in commands() {
         let rest = comm.strip_prefix(&format!("ps{}", tag.as_str()));
-        if rest.is_some_and(|rest| rest.len() == 8 && rest != "spawner") {
+        if rest.is_some_and(|rest| matches!(rest.len(), 8 | 9)) {
             found.push(format!("init {pid} ({comm})"));
         }
     }

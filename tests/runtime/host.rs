@@ -83,7 +83,7 @@ impl Host {
         let session = SessionId::from_bits(u64::from(number) + 1);
         let dir = self.session_dir(&session);
         ContainerSpec {
-            session,
+            container: session.into(),
             hostname: "greenhouse".to_owned(),
             id_base: 1_900_000_000 + number * 65_536,
             layers_root: self.root.path().join("layers"),
@@ -120,15 +120,15 @@ impl Host {
     }
 
     pub(crate) fn try_create(&self, spec: &ContainerSpec, cgroup_fds: &[OwnedFd]) -> Result<Guest<'_>, RuntimeError> {
-        let dir = self.session_dir(&spec.session);
+        let dir = self.session_dir(&spec.container.session);
         rootfs::prepare(&dir, spec.id_base).unwrap();
-        let socket = self.root.path().join("run").join(format!("{}.sock", spec.session));
+        let socket = self.root.path().join("run").join(format!("{}.sock", spec.container.session));
         let listener = seqpacket::listen(&socket, 16).unwrap();
         let cgroup_fds: Vec<_> = cgroup_fds.iter().map(AsFd::as_fd).collect();
         match self.spawner.create(spec, new_netns().as_fd(), listener.as_fd(), &cgroup_fds) {
             Ok(container) => {
                 let client = Client::connect(&socket);
-                Ok(Guest { host: self, session: spec.session.clone(), container, socket, client })
+                Ok(Guest { host: self, session: spec.container.session.clone(), container, socket, client })
             }
             Err(error) => {
                 rootfs::remove(&dir).unwrap();

@@ -45,7 +45,7 @@ fn a_session_at_its_limit_of_processes_is_told_so_and_lives() {
     let cgroups = Cgroups::open(&host.tag).unwrap();
     let mut spec = host.spec(Some("ada"));
     let limits = Limits { pids_max: Some(20), ..Limits::default() };
-    let cgroup = cgroups.create(&spec.session, &limits).unwrap();
+    let cgroup = cgroups.create(&spec.container.session, &limits).unwrap();
     let (join, fds) = cgroup.join().unwrap();
     spec.cgroup = join;
     let guest = host.try_create(&spec, &fds).unwrap();
