@@ -35,6 +35,7 @@ mod pull;
 mod reference;
 mod registry;
 mod repair;
+mod side_by_side;
 mod store;
 mod tarball;
 mod view;

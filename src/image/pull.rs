@@ -3,11 +3,7 @@
 use std::{
     io::{self, BufReader, Read},
     path::Path,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
-    thread,
+    sync::atomic::AtomicBool,
 };
 
 use flate2::bufread::MultiGzDecoder;
@@ -20,11 +16,9 @@ use super::{
     layer::{self, Budget, TarError},
     manifest::{self, Layer, Source},
     registry::Registry,
+    side_by_side::{self, Reporting, Stoppable},
     store::Layer as Unpacked,
 };
-
-/// Layers that are worked on at once: unpacking needs a core each.
-const WORKERS: usize = 4;
 
 /// The largest window that a zstd frame may ask for: 2^27 bytes (the zstd command's default limit).
 const ZSTD_WINDOW_LOG: u32 = 27;
@@ -124,34 +118,10 @@ impl Pull<'_> {
         // The biggest first, so that the last one running is a small one.
         let mut queue: Vec<(usize, &Layer)> = layers.iter().enumerate().collect();
         queue.sort_by_key(|(_, layer)| std::cmp::Reverse(layer.size));
-        let next = AtomicUsize::new(0);
-        let done: Mutex<Vec<Option<Unpacked>>> = Mutex::new(layers.iter().map(|_| None).collect());
-        let first_error = Mutex::new(None);
-        let work = || {
-            while !self.stop.load(Ordering::Relaxed)
-                && let Some((place, layer)) = queue.get(next.fetch_add(1, Ordering::Relaxed))
-            {
-                match self.layer(layer) {
-                    Ok(unpacked) => done.lock().unwrap_or_else(PoisonError::into_inner)[*place] = Some(unpacked),
-                    Err(error) => {
-                        // Those that are stopped by it fail too, but later.
-                        first_error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-                        self.stop.store(true, Ordering::Relaxed);
-                    }
-                }
-            }
-        };
-        thread::scope(|scope| {
-            let cores = thread::available_parallelism().map_or(2, usize::from);
-            for _ in 1..queue.len().min(WORKERS).min(cores.max(2)) {
-                scope.spawn(work);
-            }
-            work();
-        });
-        match first_error.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            Some(error) => Err(error),
-            None => Ok(done.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().flatten().collect()),
-        }
+        let unpacked = side_by_side::all(&queue, &self.stop, |(_, layer)| self.layer(layer))?;
+        let mut placed: Vec<_> = queue.iter().map(|(place, _)| *place).zip(unpacked).collect();
+        placed.sort_by_key(|(place, _)| *place);
+        Ok(placed.into_iter().map(|(_, layer)| layer).collect())
     }
 
     /// Fetches and unpacks one layer, unless it is here or somebody else has just done it.
@@ -239,37 +209,6 @@ fn unpack_plain(stream: impl Read, root: &Path, budget: &Budget) -> Result<(Dige
 
 fn read(error: io::Error) -> LayerError {
     LayerError::Tar(TarError::Read(error))
-}
-
-/// Ends when the pull does.
-struct Stoppable<'a, R> {
-    stream: R,
-    store: &'a Store,
-    stop: &'a AtomicBool,
-}
-
-impl<R: Read> Read for Stoppable<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.stop.load(Ordering::Relaxed) || self.store.is_cancelled() {
-            return Err(io::Error::other("it was interrupted"));
-        }
-        self.stream.read(buffer)
-    }
-}
-
-/// Passes on how much has arrived.
-struct Reporting<'a, R> {
-    stream: R,
-    layer: &'a Digest,
-    progress: &'a dyn Progress,
-}
-
-impl<R: Read> Read for Reporting<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let length = self.stream.read(buffer)?;
-        self.progress.advance(self.layer, length as u64);
-        Ok(length)
-    }
 }
 
 /// Decompresses by what the data itself says; media types lie now and then.
