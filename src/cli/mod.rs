@@ -7,6 +7,7 @@ mod init;
 mod interrupt;
 mod podfile;
 mod pull;
+mod push;
 mod sessions;
 mod table;
 mod users;
@@ -54,6 +55,7 @@ Users:
 
 Images:
   pull         Fetch an image from a registry, a file, or a distribution's mirror
+  push         Put an image into a registry
   image        List, inspect, remove, import and export images
 
 Projects:
@@ -101,6 +103,8 @@ pub enum Command {
     ListUsers(users::ListUsers),
     /// Fetch an image from a registry, a file, or a distribution's mirror
     Pull(pull::PullArgs),
+    /// Put an image into a registry
+    Push(push::PushArgs),
     /// List, inspect, remove, import and export images
     Image {
         #[command(subcommand)]
@@ -171,6 +175,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::RemoveUser(remove) => remove.run(&session()?),
         Command::ListUsers(list) => list.run(&session()?),
         Command::Pull(pull) => pull.run(&session()?),
+        Command::Push(push) => push.run(&session()?),
         Command::Image { command } => command.run(&session()?),
         Command::Init(init) => init.run(quiet),
         Command::Podfile { command } => command.run(quiet),

@@ -68,19 +68,19 @@ impl From<Digest> for String {
     }
 }
 
-/// Counts and hashes what is read through it.
-pub(super) struct Hashing<R> {
-    stream: R,
+/// Counts and hashes what is read or written through it.
+pub(super) struct Hashing<S> {
+    stream: S,
     hash: Sha256,
     bytes: u64,
 }
 
-impl<R: io::Read> Hashing<R> {
-    pub(super) fn new(stream: R) -> Self {
+impl<S> Hashing<S> {
+    pub(super) fn new(stream: S) -> Self {
         Self { stream, hash: Sha256::new(), bytes: 0 }
     }
 
-    /// The digest of what was read, and how many bytes that were.
+    /// The digest of what came through, and how many bytes that were.
     pub(super) fn finish(self) -> (Digest, u64) {
         (Digest::from_hash(self.hash.finalize().as_ref()), self.bytes)
     }
@@ -92,5 +92,18 @@ impl<R: io::Read> io::Read for Hashing<R> {
         self.hash.update(&buffer[..length]);
         self.bytes += length as u64;
         Ok(length)
+    }
+}
+
+impl<W: io::Write> io::Write for Hashing<W> {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        let length = self.stream.write(buffer)?;
+        self.hash.update(&buffer[..length]);
+        self.bytes += length as u64;
+        Ok(length)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
     }
 }

@@ -12,7 +12,7 @@ use std::{
 
 use hickory_resolver::TokioResolver;
 use ureq::{
-    Agent, Body,
+    Agent, Body, SendBody,
     http::{Response, Uri, header},
     tls::{Certificate, RootCerts, TlsConfig},
     unversioned::{
@@ -20,6 +20,8 @@ use ureq::{
         transport::{DefaultConnector, NextTimeout},
     },
 };
+
+use super::side_by_side::is_interruption;
 
 const MAX_REDIRECTS: usize = 5;
 
@@ -32,6 +34,8 @@ pub struct Timeouts {
     pub answer: Duration,
     /// For a document to be complete.
     pub document: Duration,
+    /// For a server to take in what was sent to it, which it may have to copy or to verify first.
+    pub take_in: Duration,
     /// A connection that carries nothing, or hardly anything, for this long is broken.
     pub stall: Duration,
     /// The pause before the second attempt.
@@ -44,6 +48,7 @@ impl Default for Timeouts {
             connect: Duration::from_secs(15),
             answer: Duration::from_secs(60),
             document: Duration::from_secs(120),
+            take_in: Duration::from_secs(600),
             stall: Duration::from_secs(60),
             back_off: Duration::from_millis(300),
         }
@@ -57,6 +62,20 @@ pub(super) enum Answer {
     Document,
     /// Something large, which may take any time as long as it goes on.
     Blob,
+}
+
+/// What is asked without a body.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Question {
+    Head,
+    Delete,
+}
+
+/// What is said with a body.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Message {
+    Post,
+    Put,
 }
 
 /// Why a request had no answer.
@@ -81,6 +100,7 @@ impl HttpError {
             // A certificate that is not trusted, or an address that is not allowed, does not get better.
             Self::Request(ureq::Error::Io(error)) => {
                 !matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::PermissionDenied)
+                    && !is_interruption(error)
             }
             Self::Request(error) => matches!(
                 error,
@@ -124,6 +144,7 @@ impl Http {
             .timeout_connect(Some(timeouts.connect))
             .timeout_recv_response(Some(timeouts.answer))
             .timeout_per_read(Some(timeouts.stall))
+            .timeout_per_write(Some(timeouts.stall))
             .build();
         let inward = Arc::new(AtomicBool::new(home.host().is_none_or(is_inward)));
         let names = Names { home: home.host().unwrap_or_default().to_owned(), inward, limit: timeouts.connect };
@@ -165,6 +186,54 @@ impl Http {
         let target = self.allowed(&self.home, url)?;
         let request = self.agent.post(&target).config().timeout_global(Some(self.timeouts.document)).build();
         Ok(request.send_form(form.iter().copied())?)
+    }
+
+    /// Asks whether `url` is there, or to have it removed; redirects are not followed.
+    pub(super) fn ask(
+        &self,
+        question: Question,
+        url: &str,
+        authorization: Option<&str>,
+    ) -> Result<Response<Body>, HttpError> {
+        let target = self.allowed(&self.home, url)?;
+        let request = match question {
+            Question::Head => self.agent.head(&target),
+            Question::Delete => self.agent.delete(&target),
+        };
+        let mut request = request.config().timeout_global(Some(self.timeouts.document)).build();
+        if let Some(value) = authorization.filter(|_| same_server(&self.home, &target)) {
+            request = request.header(header::AUTHORIZATION, value);
+        }
+        Ok(request.call()?)
+    }
+
+    /// Sends `size` bytes of `body`; redirects are not followed. `authorization` is sent to the registry only.
+    pub(super) fn send(
+        &self,
+        message: Message,
+        url: &str,
+        authorization: Option<&str>,
+        media_type: &str,
+        (body, size): (&mut dyn Read, u64),
+    ) -> Result<Response<Body>, HttpError> {
+        let target = self.allowed(&self.home, url)?;
+        let request = match message {
+            Message::Post => self.agent.post(&target),
+            Message::Put => self.agent.put(&target),
+        };
+        let mut request = request.config().timeout_recv_response(Some(self.timeouts.take_in)).build();
+        if let Some(value) = authorization.filter(|_| same_server(&self.home, &target)) {
+            request = request.header(header::AUTHORIZATION, value);
+        }
+        // Registries want to know it beforehand.
+        request = request.header(header::CONTENT_LENGTH, size).header(header::CONTENT_TYPE, media_type);
+        Ok(request.send(SendBody::from_reader(body))?)
+    }
+
+    /// The absolute form of an address that `from` has answered with, if we may be sent there.
+    pub(super) fn location(&self, from: &str, location: &str) -> Result<String, HttpError> {
+        let from = from.parse().map_err(|_| HttpError::Address(from.to_owned()))?;
+        Ok(self.follow(&from, location)?.to_string())
     }
 
     /// Where a redirect leads.

@@ -1,4 +1,4 @@
-//! The image store: pulls images, unpacks their layers once, and keeps them for sessions.
+//! The image store: pulls images, unpacks their layers once, keeps them for sessions, and pushes them.
 //!
 //! ```text
 //! STATE/images/
@@ -9,6 +9,7 @@
 //!   builds/HEX.json      the image that a step of a Podfile has led to, by the step's key
 //!   layers/NAME/fs       an unpacked layer, a lowerdir of overlayfs; NAME is the start of its diff id
 //!   layers/NAME/contents.json  what is known of it
+//!   layers/NAME/packed.json    what it was pushed as, if it was
 //!   locks/NAME           who makes this layer; a layer itself is locked by those who need it to stay
 //!   tmp/                 what is unfinished, locked by its maker
 //! ```
@@ -31,7 +32,9 @@ mod http;
 mod import;
 mod layer;
 mod manifest;
+mod pack;
 mod pull;
+mod push;
 mod reference;
 mod registry;
 mod repair;
@@ -91,6 +94,8 @@ pub enum ImageError {
     Answer { registry: String, status: u16, what: String },
     #[error("the login data in {}", .0.display())]
     Auth(PathBuf, #[source] io::Error),
+    #[error("{0} is not a place to push to; write a registry's name and a tag, such as localhost:5000/name:tag")]
+    NoDestination(String),
     #[error("cannot export {}", .0.display())]
     Export(PathBuf, #[source] io::Error),
     #[error("{0} is larger than images.max_size, or has more entries than images.max_entries")]
@@ -105,13 +110,13 @@ pub enum ImageError {
     Bootstrap(String),
 }
 
-/// Hears how a pull goes on. Called from several threads.
+/// Hears how a pull or push goes on. Called from several threads.
 pub trait Progress: Sync {
     /// A step, as one line of text.
     fn line(&self, line: &str);
-    /// A layer of this many bytes is going to be downloaded.
+    /// A layer of this many bytes is going to be transferred.
     fn start(&self, _layer: &Digest, _bytes: u64) {}
-    /// More of it has arrived.
+    /// More of it has come through.
     fn advance(&self, _layer: &Digest, _bytes: u64) {}
     /// It is complete, or was there already.
     fn finish(&self, _layer: &Digest) {}

@@ -1,7 +1,7 @@
 //! Layers that are worked on side by side, until all are done or one has failed.
 
 use std::{
-    io::{self, Read},
+    io::{self, Read, Write},
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -51,6 +51,16 @@ pub(super) fn all<T: Sync, R: Send, E: Send>(
     }
 }
 
+/// Why a stream has ended before its end.
+#[derive(Debug, thiserror::Error)]
+#[error("it was interrupted")]
+struct Interrupted;
+
+/// Whether the work was to stop, so that there is nothing to be tried again.
+pub(super) fn is_interruption(error: &io::Error) -> bool {
+    matches!(error.get_ref(), Some(inner) if inner.is::<Interrupted>())
+}
+
 /// A stream that ends with an error once the work is to stop.
 pub(super) struct Stoppable<'a, S> {
     pub stream: S,
@@ -58,12 +68,30 @@ pub(super) struct Stoppable<'a, S> {
     pub stop: &'a AtomicBool,
 }
 
+impl<S> Stoppable<'_, S> {
+    fn check(&self) -> io::Result<()> {
+        if self.stop.load(Ordering::Relaxed) || self.store.is_cancelled() {
+            return Err(io::Error::other(Interrupted));
+        }
+        Ok(())
+    }
+}
+
 impl<S: Read> Read for Stoppable<'_, S> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.stop.load(Ordering::Relaxed) || self.store.is_cancelled() {
-            return Err(io::Error::other("it was interrupted"));
-        }
+        self.check()?;
         self.stream.read(buffer)
+    }
+}
+
+impl<S: Write> Write for Stoppable<'_, S> {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        self.check()?;
+        self.stream.write(buffer)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
     }
 }
 

@@ -283,8 +283,9 @@ fn converse(
         headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
     }
     let length = headers.get("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
-    let mut body = String::new();
-    lines.take(length).read_to_string(&mut body)?;
+    let mut body = Vec::new();
+    lines.take(length).read_to_end(&mut body)?;
+    let body = String::from_utf8_lossy(&body).into_owned();
     let request = Request { method: method.to_owned(), path: path.to_owned(), headers, body };
     log.lock().unwrap().push(request.clone());
     let reply = answer(&request);

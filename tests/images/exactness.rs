@@ -10,7 +10,7 @@ use super::*;
 const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
 /// A tree with everything that a file system can have, except devices.
-fn make_tree(root: &Path) {
+pub(super) fn make_tree(root: &Path) {
     let path = |name: &str| root.join(name);
     fs::create_dir(root).unwrap();
     fs::set_permissions(root, fs::Permissions::from_mode(0o751)).unwrap();
@@ -119,7 +119,7 @@ fn an_image_is_the_same_in_every_form() {
 }
 
 /// Layers that lead into one another in every way; the second and third were not made on top of the first.
-fn entangled() -> Vec<Layer> {
+pub(super) fn entangled() -> Vec<Layer> {
     let owned = |header: &mut tar::Header| {
         header.set_uid(1000);
         header.set_gid(1000);
@@ -172,26 +172,29 @@ fn entangled() -> Vec<Layer> {
     [first, second, third].map(Layer::gzip).into()
 }
 
-#[test]
-fn layers_come_out_as_if_they_were_applied_one_by_one() {
-    let host = host();
-    let mut layout = Layout::new(&host.scratch().join("layout"));
-    layout.image("t", &entangled());
-    let expected = unpacked_by_umoci(&host, &layout, "t");
-    let reference = format!("{}:t", layout.reference());
-    host.podspawn(["pull", &reference]).run().ok();
-    let found = exported(&host, &reference, "out");
-    let mut expected = snapshot::of(&expected);
-    let mut found = snapshot::of(&found);
-    // umoci changes the times of directories that nobody has described.
+/// umoci changes the times of directories that nobody has described.
+pub(super) fn forget_times(snapshots: &mut [&mut std::collections::BTreeMap<PathBuf, String>]) {
     for path in ["", "etc", "home/bob", "home/bob/project", "usr/lib/sub", "usr/lib/sub/deep", "gone"] {
-        for listing in [&mut expected, &mut found] {
-            let line = listing.get_mut(Path::new(path)).unwrap_or_else(|| panic!("{path}"));
+        for snapshot in &mut *snapshots {
+            let line = snapshot.get_mut(Path::new(path)).unwrap_or_else(|| panic!("{path}"));
             let mut words: Vec<_> = line.split(' ').collect();
             words[2] = "-";
             *line = words.join(" ");
         }
     }
+}
+
+#[test]
+fn layers_come_out_as_if_they_were_applied_one_by_one() {
+    let host = host();
+    let mut layout = Layout::new(&host.scratch().join("layout"));
+    layout.image("t", &entangled());
+    let expected = unpacked_by_umoci(&host, &layout.path, "t");
+    let reference = format!("{}:t", layout.reference());
+    host.podspawn(["pull", &reference]).run().ok();
+    let found = exported(&host, &reference, "out");
+    let [mut expected, mut found] = [expected, found].map(|tree| snapshot::of(&tree));
+    forget_times(&mut [&mut expected, &mut found]);
     snapshot::assert_same("export", &expected, &found);
 }
 

@@ -1,4 +1,4 @@
-//! The image store: what goes in comes out again exactly, and what is in use stays.
+//! The image store: what goes in comes out again exactly, also by a push, and what is in use stays.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -6,6 +6,7 @@ mod common;
 mod archives;
 mod exactness;
 mod keeping;
+mod pushing;
 
 use std::path::{Path, PathBuf};
 
@@ -42,9 +43,9 @@ fn exported(host: &Host, reference: &str, name: &str) -> PathBuf {
 }
 
 /// What umoci makes of an image: it applies the layers one by one.
-fn unpacked_by_umoci(host: &Host, layout: &Layout, tag: &str) -> PathBuf {
+fn unpacked_by_umoci(host: &Host, layout: &Path, tag: &str) -> PathBuf {
     let bundle = host.scratch().join(format!("umoci-{tag}"));
-    let image = format!("{}:{tag}", layout.path.display());
+    let image = format!("{}:{tag}", layout.display());
     Run::new("umoci").args(["unpack", "--image", &image]).arg(&bundle).run().ok();
     bundle.join("rootfs")
 }

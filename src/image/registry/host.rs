@@ -23,18 +23,33 @@ use crate::image::{
 
 const TOKEN_LIMIT: u64 = 1 << 20;
 
+/// What is read of a server's reasons.
+const MAX_ERRORS: u64 = 64 << 10;
+
 /// How often a request is tried.
 pub(super) const ATTEMPTS: u32 = 5;
 
 /// The longest pause that a server can ask for.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 
-/// A server that has the repository.
+/// What is going to be done with the repository.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Access<'a> {
+    Pull,
+    /// Perhaps with layers of another repository of the same registry.
+    Push {
+        from: Option<&'a str>,
+    },
+}
+
+/// A server that has the repository, or is to have it.
 pub(super) struct Host {
     registry: String,
     pub base: String,
     repository: String,
-    http: Http,
+    pub http: Http,
+    /// What a token is to be good for (distribution's token scopes).
+    scopes: Vec<String>,
     back_off: Duration,
     credentials: Option<Credentials>,
     /// The `Authorization` that the server has wanted so far.
@@ -43,7 +58,12 @@ pub(super) struct Host {
 
 impl Host {
     /// `server` is a registry's name, or a mirror's with a path below which it keeps the repositories.
-    pub(super) fn new(server: &str, repository: &str, settings: &Settings) -> Result<Self, ImageError> {
+    pub(super) fn new(
+        server: &str,
+        repository: &str,
+        access: Access<'_>,
+        settings: &Settings,
+    ) -> Result<Self, ImageError> {
         let (registry, repository) = match server.split_once('/') {
             Some((registry, prefix)) => (registry, format!("{}/{repository}", prefix.trim_end_matches('/'))),
             None => (server, repository.to_owned()),
@@ -52,7 +72,15 @@ impl Host {
         let address = if registry == "docker.io" { "registry-1.docker.io" } else { registry };
         let home = format!("{scheme}://{address}");
         let unreachable = |source| ImageError::Unreachable { registry: registry.to_owned(), source: Box::new(source) };
+        let scopes = match access {
+            Access::Pull => vec![format!("repository:{repository}:pull")],
+            Access::Push { from } => {
+                let other = from.map(|from| format!("repository:{from}:pull"));
+                [format!("repository:{repository}:pull,push")].into_iter().chain(other).collect()
+            }
+        };
         Ok(Self {
+            scopes,
             registry: registry.to_owned(),
             base: format!("{home}/v2/{repository}"),
             credentials: auth::find(registry, &repository)?,
@@ -72,7 +100,31 @@ impl Host {
         }
     }
 
-    fn unreachable(&self, source: HttpError) -> ImageError {
+    /// As [`Host::unexpected`], with what the server says about it (OCI distribution spec, "Error Codes").
+    pub(super) fn refused(&self, answer: Response<Body>, what: &str) -> ImageError {
+        #[derive(Deserialize)]
+        struct Errors {
+            errors: Vec<Error>,
+        }
+        #[derive(Deserialize)]
+        struct Error {
+            code: String,
+            #[serde(default)]
+            message: String,
+        }
+        let status = answer.status();
+        // A server that says nothing, or says it in another form, has said no.
+        let said = http::body(answer, MAX_ERRORS).ok().and_then(|body| serde_json::from_slice::<Errors>(&body).ok());
+        match said.and_then(|said| said.errors.into_iter().next()) {
+            None => self.unexpected(status, what),
+            Some(Error { code, message }) => {
+                let said: String = format!("{code} {message}").chars().take(200).collect();
+                self.unexpected(status, &format!("{what} ({})", said.trim()))
+            }
+        }
+    }
+
+    pub(super) fn unreachable(&self, source: HttpError) -> ImageError {
         ImageError::Unreachable { registry: self.registry.clone(), source: Box::new(source) }
     }
 
@@ -81,8 +133,7 @@ impl Host {
         self.back_off * 2_u32.pow(failures.saturating_sub(1).min(10))
     }
 
-    /// Sends a request, with what authorization the server asks for; again after a pause while the server is unwell or out
-    /// of reach.
+    /// Gets a document or blob; see [`Host::ask`].
     pub(super) fn get(
         &self,
         url: &str,
@@ -90,31 +141,47 @@ impl Host {
         headers: &[(&str, &str)],
         what: &str,
     ) -> Result<Response<Body>, ImageError> {
-        let mut attempt = 0;
+        self.ask(what, |authorization| self.http.get(url, answer, authorization, headers))
+    }
+
+    /// Sends a request, with what authorization the server asks for; again after a pause while the server is unwell or out
+    /// of reach.
+    pub(super) fn ask(
+        &self,
+        what: &str,
+        mut send: impl FnMut(Option<&str>) -> Result<Response<Body>, HttpError>,
+    ) -> Result<Response<Body>, ImageError> {
+        self.insist(what, || self.ask_once(&mut send))
+    }
+
+    /// Does `attempt` again after a pause while the server is unwell or out of reach.
+    pub(super) fn insist(
+        &self,
+        what: &str,
+        mut attempt: impl FnMut() -> Result<Response<Body>, ImageError>,
+    ) -> Result<Response<Body>, ImageError> {
+        let mut failures = 0;
         loop {
-            attempt += 1;
-            let result = self.get_authorized(url, answer, headers);
+            let result = attempt();
+            failures += 1;
             let pause = match &result {
-                Ok(answer) if is_unwell(answer.status()) => retry_after(answer).unwrap_or(self.pause(attempt)),
-                Err(ImageError::Unreachable { source, .. }) if source.may_pass() => self.pause(attempt),
+                Ok(answer) if is_unwell(answer.status()) => retry_after(answer).unwrap_or(self.pause(failures)),
+                Err(ImageError::Unreachable { source, .. }) if source.may_pass() => self.pause(failures),
                 _ => return result,
             };
-            if attempt == ATTEMPTS {
+            if failures == ATTEMPTS {
                 return result.and_then(|answer| Err(self.unexpected(answer.status(), what)));
             }
             thread::sleep(pause);
         }
     }
 
-    fn get_authorized(
+    /// Sends a request, and once more if the server wants to see an authorization that it was not shown.
+    pub(super) fn ask_once(
         &self,
-        url: &str,
-        answer: Answer,
-        headers: &[(&str, &str)],
+        mut send: impl FnMut(Option<&str>) -> Result<Response<Body>, HttpError>,
     ) -> Result<Response<Body>, ImageError> {
-        let ask = |authorization: Option<&str>| {
-            self.http.get(url, answer, authorization, headers).map_err(|error| self.unreachable(error))
-        };
+        let mut ask = |authorization: Option<&str>| send(authorization).map_err(|error| self.unreachable(error));
         let known = self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let answer = ask(known.as_deref())?;
         if answer.status() != StatusCode::UNAUTHORIZED {
@@ -141,7 +208,7 @@ impl Host {
         Ok(None)
     }
 
-    /// Fetches a token for pulling from the repository (distribution's token specification). Where the realm is, the
+    /// Fetches a token for the repository (distribution's token specification). Where the realm is, the
     /// registry says; whether we go there, [`Http`].
     fn token(&self, realm: &str, service: Option<&str>) -> Result<String, ImageError> {
         #[derive(Deserialize)]
@@ -149,14 +216,13 @@ impl Host {
             token: Option<String>,
             access_token: Option<String>,
         }
-        let scope = format!("repository:{}:pull", self.repository);
         let answer = match &self.credentials {
             Some(Credentials::Identity(refresh_token)) => {
                 let form = [
                     ("grant_type", "refresh_token"),
                     ("client_id", "podspawn"),
                     ("service", service.unwrap_or_default()),
-                    ("scope", &scope),
+                    ("scope", &self.scopes.join(" ")),
                     ("refresh_token", refresh_token),
                 ];
                 self.http.post_form(realm, &form)
@@ -164,7 +230,8 @@ impl Host {
             other => {
                 let basic = other.as_ref().and_then(Credentials::basic);
                 let separator = if realm.contains('?') { '&' } else { '?' };
-                let mut url = format!("{realm}{separator}scope={}", escape(&scope));
+                let scopes: Vec<String> = self.scopes.iter().map(|scope| format!("scope={}", escape(scope))).collect();
+                let mut url = format!("{realm}{separator}{}", scopes.join("&"));
                 if let Some(service) = service {
                     url.push_str("&service=");
                     url.push_str(&escape(service));

@@ -1,16 +1,21 @@
-//! A registry as a source of images (OCI distribution spec 1.1; Docker's token authentication).
+//! A registry as a source of images, and as a place to put them (OCI distribution spec 1.1; Docker's token authentication).
 
 mod blob;
 mod challenge;
 mod host;
 #[cfg(test)]
 mod tests;
+mod upload;
 
 use std::time::Duration;
 
 use ureq::http::{StatusCode, header};
 
-use self::{blob::Blob, host::Host};
+pub(super) use self::upload::Upload;
+use self::{
+    blob::Blob,
+    host::{Access, Host},
+};
 use super::{
     Digest, ImageError,
     http::{self, Answer},
@@ -40,7 +45,7 @@ impl Registry {
     pub(super) fn open(reference: &RegistryReference, settings: &Settings) -> Result<Self, ImageError> {
         let (registry, repository) = reference.full(&settings.default_registry);
         let mirrors = settings.mirrors.get(&registry).into_iter().flatten();
-        let hosts = mirrors.chain([&registry]).map(|server| Host::new(server, &repository, settings));
+        let hosts = mirrors.chain([&registry]).map(|server| Host::new(server, &repository, Access::Pull, settings));
         let wanted = match (&reference.digest, &reference.tag) {
             (Some(digest), _) => digest.to_string(),
             (None, Some(tag)) => tag.clone(),

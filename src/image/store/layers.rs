@@ -18,7 +18,7 @@ use super::{
     files::{is_at, lock, lock_file, read_json},
     scratch::Scratch,
 };
-use crate::image::{Contents, Digest, ImageError};
+use crate::image::{Contents, Digest, ImageError, pack::Packed};
 
 /// How much of a diff id names a layer's directory: short, as up to 128 of them have to fit into the 4,096 bytes of mount
 /// options, and long enough that no two are the same.
@@ -28,6 +28,9 @@ const NAME_DIGITS: usize = 26;
 const FS: &str = "fs";
 
 const CONTENTS: &str = "contents.json";
+
+/// What it was last pushed as.
+const PACKED: &str = "packed.json";
 
 /// `contents.json`
 #[derive(Serialize, Deserialize)]
@@ -146,6 +149,20 @@ impl Store {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => away.discard(),
         }
+    }
+
+    /// What the layer was packed to, if it was.
+    pub(in crate::image) fn packed_before(&self, layer: &Layer) -> Result<Option<Packed>, ImageError> {
+        match read_json(&self.layers_root().join(name_in(&layer.lowerdir)).join(PACKED)) {
+            // It is packed again.
+            Err(ImageError::Damaged { .. }) => Ok(None),
+            other => other,
+        }
+    }
+
+    /// Notes what the layer was packed to.
+    pub(in crate::image) fn keep_packed(&self, layer: &Layer, packed: &Packed) -> Result<(), ImageError> {
+        self.write_record(&self.layers_root().join(name_in(&layer.lowerdir)).join(PACKED), packed)
     }
 
     /// What is known of the layer with this lowerdir.

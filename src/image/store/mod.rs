@@ -161,6 +161,14 @@ impl Store {
         image.layers.iter().map(|layer| self.read_contents(layer)).collect()
     }
 
+    /// The image's manifest and configuration, as they came.
+    pub(super) fn documents(&self, image: &Image) -> Result<(Vec<u8>, Vec<u8>), ImageError> {
+        let path = self.image_path(&image.id);
+        let record: ImageRecord =
+            read_json(&path)?.ok_or_else(|| ImageError::Damaged { path, what: "it is not there".to_owned() })?;
+        Ok((self.read_blob(&record.manifest)?, self.read_blob(&record.config)?))
+    }
+
     /// Stops what this process is fetching or unpacking, and removes what is unfinished of it. What waits for a lock or a
     /// registry does not notice, and must not be waited for: the process is to end now.
     pub fn cancel(&self) {
