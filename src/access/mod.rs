@@ -16,7 +16,7 @@ mod credential;
 mod key_line;
 mod krl;
 mod revoked;
-mod strict_file;
+pub(crate) mod strict_file;
 pub mod users;
 
 use std::{net::IpAddr, path::PathBuf, time::SystemTime};

@@ -1,8 +1,8 @@
-//! Reading files that decide who gets in, as strictly as sshd's StrictModes.
+//! Files that decide who gets in and what they get: read as strictly as sshd's StrictModes, written as a whole.
 
 use std::{
-    fs::File,
-    io::{self, Read},
+    fs::{self, File, Permissions},
+    io::{self, Read, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
@@ -24,7 +24,7 @@ pub enum FileError {
 
 /// Whether the last component of a path may be a symbolic link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Links {
+pub(crate) enum Links {
     /// For paths that the administrator has written down.
     Follow,
     /// For paths that are made of a user's name.
@@ -32,7 +32,7 @@ pub(super) enum Links {
 }
 
 /// Reads a regular file of root's that nobody else can write, of at most `max` bytes. `None` if there is none.
-pub(super) fn read(path: &Path, max: u64, links: Links) -> Result<Option<Vec<u8>>, FileError> {
+pub(crate) fn read(path: &Path, max: u64, links: Links) -> Result<Option<Vec<u8>>, FileError> {
     let no_follow = if links == Links::Refuse { libc::O_NOFOLLOW } else { 0 };
     // Not to wait for the writer of a FIFO.
     let flags = libc::O_NONBLOCK | libc::O_CLOEXEC | no_follow;
@@ -56,15 +56,27 @@ pub(super) fn read(path: &Path, max: u64, links: Links) -> Result<Option<Vec<u8>
 }
 
 /// The same for a text.
-pub(super) fn read_text(path: &Path, max: u64, links: Links) -> Result<Option<String>, FileError> {
+pub(crate) fn read_text(path: &Path, max: u64, links: Links) -> Result<Option<String>, FileError> {
     let Some(bytes) = read(path, max, links)? else { return Ok(None) };
     String::from_utf8(bytes).map(Some).map_err(|_| FileError::NotText)
+}
+
+/// Writes a file so that it is there completely or not at all, and makes its directory if need be.
+pub(crate) fn replace(path: &Path, content: &str, mode: u32) -> io::Result<()> {
+    let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    fs::create_dir_all(directory)?;
+    // Starts with a dot, so that it is no user's name even for a moment.
+    let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(directory)?;
+    file.write_all(content.as_bytes())?;
+    file.as_file().set_permissions(Permissions::from_mode(mode))?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
 
     #[test]
     fn only_what_root_alone_can_change_is_read() {

@@ -2,7 +2,6 @@
 
 use std::{
     fs, io,
-    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
@@ -12,6 +11,7 @@ use super::{
     Rules,
     authorized_keys::{self, Warning},
     key_line::{Entry, LineError},
+    strict_file,
 };
 use crate::names::UserName;
 
@@ -99,7 +99,7 @@ pub fn add(key_dir: &Path, user: &UserName, texts: &[(String, String)]) -> Resul
         }
     }
     if added > 0 {
-        replace(&path, &content).map_err(|error| UserError::Write(path.clone(), error))?;
+        strict_file::replace(&path, &content, 0o644).map_err(|error| UserError::Write(path.clone(), error))?;
     }
     Ok(added)
 }
@@ -120,22 +120,10 @@ pub fn exists(key_dir: &Path, user: &UserName) -> bool {
     key_dir.join(user.as_str()).exists()
 }
 
-/// Writes a file so that it is there completely or not at all.
-fn replace(path: &Path, content: &str) -> io::Result<()> {
-    let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    fs::create_dir_all(directory)?;
-    // Starts with a dot, so that it is no user's name even for a moment.
-    let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(directory)?;
-    io::Write::write_all(&mut file, content.as_bytes())?;
-    file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJ";
 

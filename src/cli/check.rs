@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{Session, table};
 use crate::{
     access::users,
-    config::{Config, Egress, Mode},
+    config::{Config, Egress},
     protocol::Algorithms,
 };
 
@@ -103,17 +103,12 @@ fn effective(config: &Config) -> Vec<(&'static str, Value)> {
         ("defaults.memory", json!(defaults.memory.unwrap_or(0))),
         ("defaults.user", json!(defaults.user_is_root.then_some("root"))),
         ("defaults.sudo", json!(defaults.sudo)),
-        (
-            "session.mode",
-            json!(match session.mode {
-                Mode::DestroyOnDisconnect => "destroy-on-disconnect",
-                Mode::GracePeriod => "grace-period",
-            }),
-        ),
+        ("session.mode", json!(session.mode.as_str())),
         ("session.grace_period", duration(session.grace_period)),
         ("session.max_lifetime", duration(session.max_lifetime)),
         ("session.client_alive_interval", duration(session.client_alive_interval)),
         ("session.client_alive_count_max", json!(session.client_alive_count_max)),
+        ("projects_file", json!(paths.projects_file)),
         ("state.db_path", json!(paths.db)),
         ("log.file", json!(log.file)),
         ("log.audit_log", json!(log.audit_log)),

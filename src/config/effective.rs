@@ -91,14 +91,18 @@ pub(super) fn config(
         config_file: file.to_owned(),
         key_dir: chosen(auth_raw.key_dir.clone(), "etc/podspawn/keys"),
         host_key_dir: chosen(auth_raw.host_key_dir.clone(), "etc/podspawn/host_keys"),
+        projects_file: chosen(raw.projects_file, "etc/podspawn/projects.yaml"),
         state_dir: under_root("var/lib/podspawn"),
         db: chosen(state_raw.db_path, "var/lib/podspawn/state.db"),
         run_dir: under_root("run/podspawn"),
         control_socket: under_root("run/podspawn/podspawn.sock"),
     };
-    for (field, path) in
-        [("auth.key_dir", &paths.key_dir), ("auth.host_key_dir", &paths.host_key_dir), ("state.db_path", &paths.db)]
-    {
+    for (field, path) in [
+        ("auth.key_dir", &paths.key_dir),
+        ("auth.host_key_dir", &paths.host_key_dir),
+        ("projects_file", &paths.projects_file),
+        ("state.db_path", &paths.db),
+    ] {
         fields.absolute(field, path)?;
     }
     let log = raw.log.unwrap_or_default();
@@ -202,13 +206,8 @@ fn defaults(fields: &Fields<'_>, raw: raw::Defaults) -> Result<Defaults, ConfigE
 }
 
 fn session(fields: &Fields<'_>, raw: raw::Session) -> Result<Session, ConfigError> {
-    let known = &["destroy-on-disconnect", "grace-period"];
-    let mode = match raw.mode.as_deref() {
-        None | Some("grace-period") => Mode::GracePeriod,
-        Some("destroy-on-disconnect") => Mode::DestroyOnDisconnect,
-        Some("persistent") => return Err(fields.rule("session.mode", "persistent is not supported by this version")),
-        Some(other) => return Err(fields.bad("session.mode", ValueError::Word { value: other.to_owned(), known })),
-    };
+    let mode = Mode::parse(raw.mode.as_deref().unwrap_or("grace-period"));
+    let mode = mode.map_err(|why| fields.bad("session.mode", why))?;
     Ok(Session {
         mode,
         grace_period: fields.duration("session.grace_period", raw.grace_period.as_deref(), "60s")?,

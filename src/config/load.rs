@@ -2,11 +2,10 @@
 
 use std::{
     fs, io,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
-use super::{Config, effective, raw, units::UnitError};
+use super::{Config, effective, raw, stamp::Stamp, units::UnitError};
 use crate::names::InstanceTag;
 
 /// Where the file is when nobody says otherwise, under the root.
@@ -73,21 +72,6 @@ pub struct Source {
     document: serde_yaml::Value,
 }
 
-/// Tells whether a file has changed since it was read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Stamp {
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-}
-
-impl Stamp {
-    fn of(file: &Path) -> Option<Self> {
-        let meta = fs::metadata(file).ok()?;
-        Some(Self { inode: meta.ino(), size: meta.size(), modified: (meta.mtime(), meta.mtime_nsec()) })
-    }
-}
-
 impl Config {
     /// Reads the file that `options` point to. Without `--config` a missing file means all defaults.
     pub fn load(options: &Options) -> Result<Self, ConfigError> {
@@ -151,7 +135,7 @@ fn parse(file: &Path, text: &str) -> Result<(raw::File, serde_yaml::Value), Conf
 
 /// Adds the nearest field to serde's message about an unknown one, which names all that it knows, and the line, which it
 /// knows for fields of a section only.
-fn explain(message: &str, text: &str) -> String {
+pub(super) fn explain(message: &str, text: &str) -> String {
     let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
     let ([unknown, known @ ..], true) = (&quoted[..], message.contains("unknown field")) else {
         return message.to_owned();

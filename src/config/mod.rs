@@ -7,11 +7,16 @@
 mod effective;
 pub mod host_keys;
 mod load;
+pub mod projects;
 mod raw;
 pub mod service_user;
+mod stamp;
 pub mod units;
 
-pub use self::load::{ConfigError, Options};
+pub use self::{
+    load::{ConfigError, Options, ValueError},
+    stamp::Stamp,
+};
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -28,6 +33,8 @@ pub struct Paths {
     pub key_dir: PathBuf,
     /// `/etc/podspawn/host_keys`
     pub host_key_dir: PathBuf,
+    /// `/etc/podspawn/projects.yaml`
+    pub projects_file: PathBuf,
     /// `/var/lib/podspawn`
     pub state_dir: PathBuf,
     /// `/var/lib/podspawn/state.db`
@@ -57,6 +64,11 @@ pub struct Config {
 }
 
 impl Config {
+    /// Where projects are.
+    pub fn projects(&self) -> projects::Places {
+        projects::Places { file: self.paths.projects_file.clone(), directory: self.paths.state_dir.join("projects") }
+    }
+
     /// Where it is written who may log in.
     pub fn access(&self) -> access::Rules {
         access::Rules {
@@ -124,6 +136,29 @@ pub struct Session {
 pub enum Mode {
     DestroyOnDisconnect,
     GracePeriod,
+}
+
+impl Mode {
+    /// Reads the word that files have for it.
+    pub fn parse(word: &str) -> Result<Self, ValueError> {
+        match word {
+            "grace-period" => Ok(Self::GracePeriod),
+            "destroy-on-disconnect" => Ok(Self::DestroyOnDisconnect),
+            "persistent" => Err(ValueError::Rule("persistent is not supported by this version".to_owned())),
+            other => {
+                let known = &["destroy-on-disconnect", "grace-period"];
+                Err(ValueError::Word { value: other.to_owned(), known })
+            }
+        }
+    }
+
+    /// The word that files have for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::DestroyOnDisconnect => "destroy-on-disconnect",
+            Self::GracePeriod => "grace-period",
+        }
+    }
 }
 
 #[derive(Debug, Clone)]

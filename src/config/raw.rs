@@ -40,7 +40,8 @@ section! {
         resources: Resources,
         network: Network,
         images: Images,
-    } later { projects_file, metrics, volumes, }
+        projects_file: String,
+    } later { metrics, volumes, }
 }
 
 section! {

@@ -3,7 +3,7 @@
 use super::value::{ValueError, shape};
 
 /// A git branch or tag (git-check-ref-format), which cannot be taken for an option.
-pub(super) fn branch(text: &str) -> Result<String, ValueError> {
+pub fn branch(text: &str) -> Result<String, ValueError> {
     let odd = |c: char| c.is_whitespace() || c.is_control() || "~^:?*[\\".contains(c);
     let part = |part: &str| !part.is_empty() && !part.starts_with('.') && !part.ends_with(".lock");
     let valid = !text.starts_with('-')
@@ -18,7 +18,7 @@ pub(super) fn branch(text: &str) -> Result<String, ValueError> {
 
 /// Where a git repository is cloned from: `https://`, `http://`, `ssh://`, `git://`, `user@host:path`, or `host/path`, which
 /// means https. Other transports of git run programs (`ext::`) or read the server's files.
-pub(super) fn url(text: &str) -> Result<String, ValueError> {
+pub fn url(text: &str) -> Result<String, ValueError> {
     let bad = || shape(text, "a URL of a git repository, such as https://github.com/owner/name");
     if text.starts_with('-') || text.chars().any(|c| c.is_whitespace() || c.is_control()) || text.len() > 2048 {
         return Err(bad());
@@ -43,6 +43,31 @@ pub(super) fn url(text: &str) -> Result<String, ValueError> {
     // A dot tells a host from a directory.
     let dotted = text.split('/').next().is_some_and(|name| name.contains('.') && !name.starts_with('.'));
     if dotted && host_and_path(text) { Ok(format!("https://{text}")) } else { Err(bad()) }
+}
+
+/// Whether two URLs are of one repository, by whatever transport.
+pub fn same_repository(a: &str, b: &str) -> bool {
+    place(a) == place(b)
+}
+
+/// Host and path of a valid URL.
+fn place(url: &str) -> (String, &str) {
+    let (authority, path) = match url.split_once("://") {
+        Some((_, rest)) => rest.split_once('/').unwrap_or((rest, "")),
+        None => url.split_once(':').unwrap_or((url, "")),
+    };
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    let path = path.trim_matches('/');
+    (host.to_ascii_lowercase(), path.strip_suffix(".git").unwrap_or(path))
+}
+
+/// What the directory of a clone is called: the last part of the URL.
+pub fn directory_name(url: &str) -> String {
+    let (_, path) = place(url);
+    let last = path.rsplit(['/', ':']).next().unwrap_or_default();
+    let safe = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' };
+    let name: String = last.trim_start_matches('.').chars().take(100).map(safe).collect();
+    if name.is_empty() { "repository".to_owned() } else { name }
 }
 
 #[cfg(test)]
@@ -85,6 +110,24 @@ mod tests {
         for text in bad {
             assert!(url(text).is_err(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_repository_is_the_same_by_each_transport_and_its_clone_is_called_after_it() {
+        let forms = [
+            "https://github.com/a/b",
+            "https://u:p@GitHub.com/a/b.git/",
+            "git@github.com:a/b.git",
+            "ssh://git@github.com/a/b",
+        ];
+        for form in forms {
+            assert!(same_repository(form, forms[0]), "{form}");
+            assert_eq!(directory_name(form), "b");
+        }
+        assert!(!same_repository("https://github.com/a/b", "https://github.com/a/c"));
+        assert!(!same_repository("https://github.com/a/b", "https://gitlab.com/a/b"));
+        assert_eq!(directory_name("git@host:.git"), "repository");
+        assert_eq!(directory_name("https://host/ü b/..x y"), "x-y");
     }
 
     #[test]

@@ -17,7 +17,7 @@ mod devcontainer;
 mod edits;
 mod extends;
 mod fields;
-mod git;
+pub mod git;
 mod json;
 mod node;
 mod package;
@@ -37,7 +37,7 @@ pub use self::{
     package::Package,
     problem::Problem,
     resolved::{Dotfiles, Podfile, Ports, Ready, Repo, Resources, Service, Volume, VolumeSource},
-    value::Bytes,
+    value::{Bytes, ValueError},
 };
 
 use self::problem::{Place, Report};

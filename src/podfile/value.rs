@@ -14,7 +14,7 @@ use crate::{
 
 /// Why a value is not valid; follows the name of its field.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum ValueError {
+pub enum ValueError {
     #[error("{} is not an absolute path, such as {example}", quoted(.path))]
     Relative { path: String, example: &'static str },
     #[error("{} is not a path: . and .. are not allowed in it, nor are control characters", quoted(.0))]
