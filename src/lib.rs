@@ -9,7 +9,8 @@
 //! main ─▶ connection ─▶ protocol ─▶ sys        main ─▶ init ─▶ protocol ─▶ sys
 //! ```
 //!
-//! `git` runs git without rights, for `cli` and `session`. `config`, `podfile` and `names` hold plain values that any of them may read, `access` says who may log in; none of them
+//! `project` holds the repositories that `cli` adds and `session` makes sessions from, `git` clones them without rights.
+//! `config`, `podfile` and `names` hold plain values that any of them may read, `access` says who may log in; none of them
 //! knows a process or a kernel object.
 
 pub mod access;
@@ -27,6 +28,7 @@ pub mod log;
 pub mod names;
 pub mod network;
 pub mod podfile;
+pub mod project;
 pub mod protocol;
 pub mod runtime;
 pub mod session;

@@ -6,6 +6,7 @@ mod image;
 mod init;
 mod interrupt;
 mod podfile;
+mod projects;
 mod pull;
 mod push;
 mod sessions;
@@ -44,31 +45,35 @@ pub struct Cli {
 /// The commands by what they are for; a test compares the list with the commands.
 const GROUPS: &str = "\
 Daemon:
-  serve        Serve SSH connections until a signal ends it
-  doctor       Look for objects that no session accounts for
-  config       Validate and show the configuration
+  serve           Serve SSH connections until a signal ends it
+  doctor          Look for objects that no session accounts for
+  config          Validate and show the configuration
 
 Users:
-  add-user     Add a user, or keys to a user
-  remove-user  Take a user's access away
-  list-users   List the users and how many keys they have
+  add-user        Add a user, or keys to a user
+  remove-user     Take a user's access away
+  list-users      List the users and how many keys they have
 
 Images:
-  pull         Fetch an image from a registry, a file, or a distribution's mirror
-  push         Put an image into a registry
-  image        List, inspect, remove, import and export images
+  pull            Fetch an image from a registry, a file, or a distribution's mirror
+  push            Put an image into a registry
+  image           List, inspect, remove, import and export images
 
 Projects:
-  init         Write a podfile.yaml for the project in the current directory
-  podfile      Check a podfile.yaml, and show what it means
+  add-project     Add a project: a git repository with a podfile.yaml
+  update-project  Fetch a project's repository anew
+  remove-project  Remove a project and its clone
+  list-projects   List the projects
+  init            Write a podfile.yaml for the project in the current directory
+  podfile         Check a podfile.yaml, and show what it means
 
 Sessions:
-  list         List the sessions
-  status       Show the server in numbers
-  stop         End a session
+  list            List the sessions
+  status          Show the server in numbers
+  stop            End a session
 
 Misc:
-  version      Show the version";
+  version         Show the version";
 
 /// Flags of every command.
 #[derive(Debug, Args)]
@@ -110,6 +115,14 @@ pub enum Command {
         #[command(subcommand)]
         command: image::ImageCommand,
     },
+    /// Add a project: a git repository with a podfile.yaml
+    AddProject(projects::AddProject),
+    /// Fetch a project's repository anew
+    UpdateProject(projects::UpdateProject),
+    /// Remove a project and its clone
+    RemoveProject(projects::RemoveProject),
+    /// List the projects
+    ListProjects(projects::ListProjects),
     /// Write a podfile.yaml for the project in the current directory
     Init(init::Init),
     /// Check a podfile.yaml, and show what it means
@@ -136,6 +149,14 @@ pub struct Session<'a> {
 impl Session<'_> {
     fn client(&self) -> Client {
         Client::new(&self.config.paths.control_socket)
+    }
+
+    /// Says something that was not asked for.
+    fn remark(&self, text: &str) -> anyhow::Result<()> {
+        if !self.quiet {
+            writeln!(io::stderr(), "{text}")?;
+        }
+        Ok(())
     }
 }
 
@@ -177,6 +198,10 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Pull(pull) => pull.run(&session()?),
         Command::Push(push) => push.run(&session()?),
         Command::Image { command } => command.run(&session()?),
+        Command::AddProject(add) => add.run(&session()?),
+        Command::UpdateProject(update) => update.run(&session()?),
+        Command::RemoveProject(remove) => remove.run(&session()?),
+        Command::ListProjects(list) => list.run(&session()?),
         Command::Init(init) => init.run(quiet),
         Command::Podfile { command } => command.run(quiet),
         Command::List(list) => list.run(&session()?),
@@ -228,7 +253,7 @@ mod tests {
         let command = Cli::command();
         check(&command);
         for sub in command.get_subcommands() {
-            let line = format!("  {:<11}  {}", sub.get_name(), sub.get_about().unwrap());
+            let line = format!("  {:<14}  {}", sub.get_name(), sub.get_about().unwrap());
             assert!(GROUPS.contains(&line), "{line}");
         }
         assert_eq!(GROUPS.lines().filter(|line| line.starts_with("  ")).count(), command.get_subcommands().count());

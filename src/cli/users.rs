@@ -39,10 +39,7 @@ impl AddUser {
             texts.push((file.display().to_string(), text));
         }
         let added = users::add(&session.config.paths.key_dir, &name, &texts)?;
-        if !session.quiet {
-            writeln!(io::stderr(), "{name}: {added} key{} added", if added == 1 { "" } else { "s" })?;
-        }
-        Ok(())
+        session.remark(&format!("{name}: {added} key{} added", if added == 1 { "" } else { "s" }))
     }
 }
 

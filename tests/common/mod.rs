@@ -13,6 +13,7 @@
 
 pub mod command;
 pub mod fido;
+pub mod git;
 mod guardian;
 pub mod images;
 pub mod leaks;
@@ -49,6 +50,7 @@ use podspawn::names::InstanceTag;
 
 pub use self::{
     command::{Output, Run},
+    git::GitServer,
     images::Image,
     master::Master,
     ssh::Ssh,
