@@ -53,7 +53,7 @@ pub(super) enum Event {
     View(oneshot::Sender<View>),
     /// The image's store has put a new line into [`Driver::progress`].
     Progress,
-    Created(Result<Box<Live>, CreateError>),
+    Created(Result<Box<Live>, Box<CreateError>>),
     Destroyed(Result<(), steps::DestroyError>),
 }
 
@@ -111,12 +111,12 @@ impl Driver {
         first: Client,
         (mailbox, events): (Mailbox, mpsc::UnboundedReceiver<Event>),
     ) {
-        let environment = Arc::new(Environment::of(&key, &config));
-        let policy = policy(&environment.life, SystemTime::now());
+        // Nothing ends a session by its policy before it is there, and by then the right one is known.
+        let policy = policy(&Life::of(config.session.mode, &config), SystemTime::now());
         let mut driver = Self::new(inner, key, mailbox, events, policy);
         let state = State::Creating(Creating::new(first.id));
         driver.clients.insert(first.id, first);
-        driver.start_creation(environment, config);
+        driver.start_creation(config);
         driver.run(state).await;
     }
 
@@ -159,7 +159,7 @@ impl Driver {
             };
             let next = tokio::select! {
                 event = self.events.recv() => match event {
-                    Some(Event::Created(Err(error))) => return self.creation_failed(state, error),
+                    Some(Event::Created(Err(error))) => return self.creation_failed(state, *error),
                     None | Some(Event::Destroyed(Ok(()))) => return,
                     Some(event) => self.handle(state, event),
                 },
@@ -223,6 +223,7 @@ impl Driver {
                 (State::Creating(creating), Ok(live)) => {
                     let (key, session, image) = (&self.key, &live.record.id, &live.record.image_reference);
                     self.inner.audit(&audit::Event::ContainerCreate { key, session, image });
+                    self.policy = policy(&live.life, live.record.created_at);
                     self.record = Some(live.record);
                     self.watch(Some(live.container));
                     creating.created(now, &self.policy)
@@ -310,27 +311,31 @@ impl Driver {
         self.container = container;
     }
 
-    fn start_creation(&self, environment: Arc<Environment>, config: Arc<Config>) {
+    fn start_creation(&self, config: Arc<Config>) {
         let (inner, key, mailbox) = (self.inner.clone(), self.key.clone(), self.mailbox.clone());
         let (progress, stopped) = (self.progress.clone(), self.creation.clone());
         tokio::spawn(async move {
             let progress = Progress { mailbox: mailbox.clone(), line: progress };
-            let image = blocking(&inner, {
-                let environment = environment.clone();
-                move |context| context.ensure_image(&environment, &progress)
+            let prepared = blocking(&inner, {
+                let (key, config) = (key.clone(), config.clone());
+                move |context| -> Result<Environment, CreateError> {
+                    let environment = Environment::of(&key, &config, &context.podfiles)?;
+                    context.ensure_image(&environment, &progress)?;
+                    Ok(environment)
+                }
             });
             // A download goes on in the background, for the next one who wants the image.
-            let image = stopped.run_until_cancelled(image).await;
-            let result = match image {
+            let prepared = stopped.run_until_cancelled(prepared).await;
+            let result = match prepared {
                 None => Err(CreateError::Stopped),
                 Some(Err(error)) => Err(error),
-                Some(Ok(())) => {
+                Some(Ok(environment)) => {
                     let _turn = inner.creation_turn().await;
                     blocking(&inner, move |context| context.create(&key, &environment, &config)).await
                 }
             };
             // The driver outlives its creation, except when the whole process ends.
-            let _ = mailbox.send(Event::Created(result.map(Box::new)));
+            let _ = mailbox.send(Event::Created(result.map(Box::new).map_err(Box::new)));
         });
     }
 
@@ -350,8 +355,8 @@ impl Driver {
 
     fn creation_failed(mut self, state: State, error: CreateError) {
         Inner::retire(&self.inner, &self.key, &self.mailbox);
-        let message = chain(error);
-        tracing::error!(session = %self.key, "{message}");
+        tracing::error!(session = %self.key, "{}", chain(&error));
+        let message = error.told();
         // From here on nobody finds the mailbox, but some may have come before.
         while let Ok(event) = self.events.try_recv() {
             if let Event::Attach(client) = event {

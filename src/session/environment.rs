@@ -8,8 +8,10 @@ use std::time::Duration;
 use super::steps::SessionKey;
 use crate::{
     cgroup,
-    config::{Config, Mode},
-    podfile::{self, BuildPlan},
+    config::{Config, Mode, projects::Project},
+    names::ProjectName,
+    podfile::{self, BuildPlan, Bytes, Podfile, Repo, git},
+    project::{Podfiles, ProjectError},
     protocol::{Account, SecuritySpec},
 };
 
@@ -19,7 +21,7 @@ pub struct Environment {
     /// The image, as it was named, and what is built on it.
     pub image: BuildPlan,
     pub account: Account,
-    /// Variables beside those of the image, which they win over.
+    /// Variables beside those of the image, which they win over; what stands in them is for [`super::Variables`].
     pub env: Vec<(String, String)>,
     /// Where shells and commands start; the home directory if `None`.
     pub workdir: Option<String>,
@@ -35,6 +37,7 @@ pub struct Environment {
 #[derive(Debug, Clone, Default)]
 pub struct SetUp {
     pub dotfiles: Option<podfile::Dotfiles>,
+    /// All of them have a path.
     pub repos: Vec<podfile::Repo>,
     /// A script for `sh`, once.
     pub on_create: Option<String>,
@@ -52,9 +55,39 @@ pub struct Life {
     pub max_lifetime: Option<Duration>,
 }
 
+/// Why there is no environment for a session.
+#[derive(Debug, thiserror::Error)]
+pub enum EnvironmentError {
+    #[error(transparent)]
+    Project(#[from] ProjectError),
+    #[error("the environment variables are larger than 256 KiB together")]
+    TooManyVariables,
+}
+
+impl EnvironmentError {
+    /// Whether it tells about the administrator's files, which users do not get to see.
+    pub fn is_private(&self) -> bool {
+        match self {
+            Self::Project(error) => error.is_private(),
+            Self::TooManyVariables => false,
+        }
+    }
+}
+
 impl Environment {
-    /// What a new session of `key` gets.
-    pub fn of(key: &SessionKey, config: &Config) -> Self {
+    /// What a new session of `key` gets. Reads files; whoever waits for a session waits for it.
+    pub fn of(key: &SessionKey, config: &Config, podfiles: &Podfiles) -> Result<Self, EnvironmentError> {
+        let mut environment = Self::plain(key, config);
+        if let Some(name) = &key.project
+            && let Some((project, podfile)) = podfiles.of(&config.projects(), name)?
+        {
+            environment.apply(name, &project, &podfile, config);
+        }
+        Ok(environment)
+    }
+
+    /// What the configuration alone says.
+    fn plain(key: &SessionKey, config: &Config) -> Self {
         let defaults = &config.defaults;
         let has_sudo = defaults.sudo && !defaults.user_is_root;
         Self {
@@ -86,6 +119,69 @@ impl Environment {
             life: Life::of(config.session.mode, config),
         }
     }
+
+    /// What the Podfile of a project says wins over the defaults.
+    fn apply(&mut self, name: &ProjectName, project: &Project, podfile: &Podfile, config: &Config) {
+        self.image = BuildPlan::of(podfile);
+        if podfile.user == Some(podfile::User::Root) {
+            self.become_root(config);
+        }
+        if let Some(shell) = &podfile.shell {
+            self.account.shell.clone_from(shell);
+        }
+        self.env = podfile.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+        let repos = repos(name, project, podfile);
+        self.workdir = podfile.workspace.clone().or_else(|| repos.first().and_then(|repo| repo.path.clone()));
+        self.set_up = SetUp {
+            dotfiles: podfile.dotfiles.clone(),
+            repos,
+            on_create: podfile.on_create.clone(),
+            on_start: podfile.on_start.clone(),
+        };
+        self.services.clone_from(&podfile.services);
+        self.limits.cpus = podfile.resources.cpus.or(self.limits.cpus);
+        self.limits.memory_max = podfile.resources.memory.map(|Bytes(bytes)| bytes).or(self.limits.memory_max);
+        self.limits.pids_max = podfile.resources.pids.or(self.limits.pids_max);
+        let of_podfile = podfile.mode.and_then(|mode| match mode {
+            podfile::Mode::GracePeriod => Some(Mode::GracePeriod),
+            podfile::Mode::DestroyOnDisconnect => Some(Mode::DestroyOnDisconnect),
+            // Refused when the Podfile was read.
+            podfile::Mode::Persistent => None,
+        });
+        if let Some(mode) = project.mode.or(of_podfile) {
+            self.life = Life::of(mode, config);
+        }
+    }
+
+    fn become_root(&mut self, config: &Config) {
+        self.account.user = None;
+        self.account.sudo = false;
+        self.security.no_new_privileges = config.security.no_new_privileges.unwrap_or(true);
+    }
+}
+
+/// The repositories of a session, each with the path that it is cloned to. The project's own one is the first, unless the
+/// Podfile has it among the others.
+fn repos(name: &ProjectName, project: &Project, podfile: &Podfile) -> Vec<Repo> {
+    let home = podfile.workspace.clone().unwrap_or_else(|| format!("/workspace/{name}"));
+    let branch = project.branch.clone().or_else(|| podfile.branch.clone());
+    let mut repos = podfile.repos.clone();
+    match repos.iter_mut().find(|repo| git::same_repository(&repo.url, &project.repo)) {
+        Some(own) => {
+            own.path.get_or_insert(home);
+            own.branch = own.branch.take().or(branch);
+        }
+        None => repos.insert(0, Repo { url: project.repo.clone(), path: Some(home), branch }),
+    }
+    for index in 0..repos.len() {
+        if repos[index].path.is_none() {
+            let path = format!("/workspace/{}", git::directory_name(&repos[index].url));
+            let taken = |path: &String| repos.iter().any(|repo| repo.path.as_ref() == Some(path));
+            let numbered = (2..).map(|number| format!("{path}-{number}"));
+            repos[index].path = std::iter::once(path.clone()).chain(numbered).find(|path| !taken(path));
+        }
+    }
+    repos
 }
 
 impl Life {

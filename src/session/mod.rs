@@ -12,6 +12,7 @@ mod leaks;
 pub mod registry;
 pub mod state;
 pub mod steps;
+mod variables;
 
 pub use self::{
     client::{Client, ToClient},
@@ -20,4 +21,5 @@ pub use self::{
     leaks::{Leak, leaks},
     registry::Sessions,
     steps::{Context, RLIMITS, SessionKey, egress},
+    variables::Variables,
 };

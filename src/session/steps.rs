@@ -18,7 +18,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{environment::Environment, leaks::session_in};
+use super::{
+    environment::{Environment, EnvironmentError, Life},
+    leaks::session_in,
+    variables::Variables,
+};
 use crate::{
     cgroup::{self, Cgroups},
     config::{self, Config},
@@ -26,6 +30,7 @@ use crate::{
     image::{self, Store},
     names::{InstanceTag, NameError, ProjectName, SessionId, UserName},
     network::{self, Egress, Lease, Network, Subnet},
+    project::Podfiles,
     protocol::{self, ContainerSpec, Rlimits, ToInit, wire},
     runtime::{self, Container, RuntimeError, Spawner, rootfs::RootfsError},
     state::{NewSession, Phase, SessionRecord, Slots, State, StateError},
@@ -74,6 +79,7 @@ pub struct Context {
     pub cgroups: Cgroups,
     pub network: Network,
     pub spawner: Spawner,
+    pub podfiles: Podfiles,
     /// `STATE/sessions` and `RUN/sessions`: one directory for each session in either.
     pub state_dir: PathBuf,
     pub run_dir: PathBuf,
@@ -87,11 +93,14 @@ pub struct Context {
 pub struct Live {
     pub record: SessionRecord,
     pub container: Container,
+    pub life: Life,
 }
 
 /// Why a session could not be made. The text is shown to the user.
 #[derive(Debug, thiserror::Error)]
 pub enum CreateError {
+    #[error(transparent)]
+    Environment(#[from] EnvironmentError),
     #[error("image name {0:?} in the configuration is not valid")]
     ImageName(String, #[source] image::ReferenceError),
     #[error("image {0} is not here and cannot be pulled")]
@@ -118,6 +127,18 @@ pub enum CreateError {
     Container(#[source] RuntimeError),
     #[error("the container has died at once")]
     Died(#[source] std::io::Error),
+}
+
+impl CreateError {
+    /// What the user is told.
+    pub fn told(self) -> String {
+        match self {
+            Self::Environment(error) if error.is_private() => {
+                "the server's settings for this session are not valid; its log tells the administrator why".to_owned()
+            }
+            other => chain(other),
+        }
+    }
 }
 
 /// What is left of a session that could not be removed completely.
@@ -191,7 +212,7 @@ impl Context {
     fn try_create(&self, key: &SessionKey, environment: &Environment, config: &Config) -> Result<Live, CreateError> {
         let (image, mut record) = self.reserve(key, environment, config)?;
         match self.create_objects(key, environment, config, &image, &mut record) {
-            Ok(container) => Ok(Live { record, container }),
+            Ok(container) => Ok(Live { record, container, life: environment.life }),
             Err(error) => {
                 if let Err(left) = self.destroy(&record, None) {
                     tracing::error!(session = %record.id, "{left}");
@@ -271,7 +292,7 @@ impl Context {
             workdir: directory.join("work"),
             cgroup: join,
             account: environment.account.clone(),
-            env: image_env(image).into_iter().chain(environment.env.iter().cloned()).collect(),
+            env: Variables { key, session: id, image: &image_env(image) }.with(&environment.env)?,
             workdir_inside: environment.workdir.clone(),
             resolv_conf: network::resolv_conf(self.network.gateway()),
             security: environment.security.clone(),
