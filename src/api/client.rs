@@ -12,7 +12,7 @@ use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use super::types::{Problem, Session, Status};
+use super::types::{Problem, Session, Stats, Status};
 use crate::{session::SessionKey, sys::seqpacket};
 
 /// How long the server may take to answer. It answers from memory.
@@ -47,6 +47,10 @@ impl Client {
 
     pub fn sessions(&self) -> Result<Vec<Session>, ClientError> {
         self.json(Method::GET, "/v1/sessions")
+    }
+
+    pub fn stats(&self) -> Result<Vec<Stats>, ClientError> {
+        self.json(Method::GET, "/v1/stats")
     }
 
     pub fn status(&self) -> Result<Status, ClientError> {

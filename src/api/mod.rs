@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `GET /healthz` | `ok` |
 //! | `GET /v1/sessions` | list of [`types::Session`] |
+//! | `GET /v1/stats` | list of [`types::Stats`] |
 //! | `GET /v1/status` | [`types::Status`] |
 //! | `POST /v1/sessions/{user}[@project]/stop` | 204, or 404 if there is no such session |
 //! | `POST /v1/stop-all` | 204 |
@@ -23,6 +24,8 @@ use crate::session::SessionKey;
 pub trait Backend: Clone + Send + Sync + 'static {
     /// All sessions, in the order of their users and projects.
     fn sessions(&self) -> impl Future<Output = Vec<types::Session>> + Send;
+    /// What each session uses now, in the same order.
+    fn stats(&self) -> impl Future<Output = Vec<types::Stats>> + Send;
     /// Ends a session; false if there is none.
     fn stop(&self, key: SessionKey) -> impl Future<Output = bool> + Send;
     /// Ends all sessions.

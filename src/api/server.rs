@@ -84,6 +84,7 @@ fn router<B: Backend>(backend: B) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/v1/sessions", get(|State(backend): State<B>| async move { Json(backend.sessions().await) }))
+        .route("/v1/stats", get(|State(backend): State<B>| async move { Json(backend.stats().await) }))
         .route("/v1/status", get(|State(backend): State<B>| async move { Json(Status::of(&backend.sessions().await)) }))
         .route("/v1/sessions/{key}/stop", post(stop::<B>))
         .route(

@@ -22,6 +22,31 @@ pub struct Session {
     pub pid: Option<i32>,
 }
 
+/// What a session uses. `None` is what is not counted on this host, or not yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    pub user: String,
+    pub project: Option<String>,
+    pub id: String,
+    /// CPU time since the session was made. How busy it is, is the difference between two samples.
+    pub cpu_us: Option<u64>,
+    /// Without the part of the page cache that would be dropped first.
+    pub memory_bytes: Option<u64>,
+    pub memory_limit_bytes: Option<u64>,
+    /// Processes and threads.
+    pub pids: Option<u64>,
+    pub pids_limit: Option<u64>,
+    /// Processes killed because the session had used up its memory.
+    pub oom_kills: Option<u64>,
+    /// What it has written to its root file system, at most some 15 seconds ago.
+    pub disk_bytes: Option<u64>,
+    /// Whether that is all of it: what is too much to be looked at is not counted.
+    pub disk_complete: bool,
+    /// Bytes that it has received and sent since it was made.
+    pub rx_bytes: Option<u64>,
+    pub tx_bytes: Option<u64>,
+}
+
 /// The server in numbers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {

@@ -9,9 +9,9 @@ use std::{
 use super::{CgroupError, limits::Version};
 use crate::names::InstanceTag;
 
-/// The controllers whose limits we set. Without memory and pids a session could take the host down; without cpu it can
-/// only be slow, so that one is missed only when a limit is asked for.
-const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
+/// The controllers whose limits we set, and v1's that counts CPU time. Without memory and pids a session could take the host
+/// down; without cpu it can only be slow, so that one is missed only when a limit is asked for.
+const CONTROLLERS: [&str; 4] = ["cpu", "cpuacct", "memory", "pids"];
 const REQUIRED: [&str; 2] = ["memory", "pids"];
 /// The leaf that our own processes go into where the cgroup that they were started in becomes an inner node.
 const LEAF: &str = "supervisor";
@@ -211,13 +211,14 @@ mod tests {
             36 31 0:32 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd\n\
             41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
             garbage\n";
-        let v1 = |path: &str, controller| Mount::V1(path.into(), BTreeSet::from_iter(controller));
+        let v1 =
+            |path: &str, controllers: &[&'static str]| Mount::V1(path.into(), controllers.iter().copied().collect());
         assert_eq!(
             parse_mountinfo(text),
             [
-                v1("/sys/fs/cgroup/cpu,cpuacct", Some("cpu")),
-                v1("/sys/fs/cgroup/memory", Some("memory")),
-                v1("/sys/fs/cgroup/systemd", None),
+                v1("/sys/fs/cgroup/cpu,cpuacct", &["cpu", "cpuacct"]),
+                v1("/sys/fs/cgroup/memory", &["memory"]),
+                v1("/sys/fs/cgroup/systemd", &[]),
                 Mount::V2("/sys/fs/cgroup/unified".into()),
             ]
         );

@@ -2,13 +2,13 @@
 //!
 //! ```text
 //!   v2              <delegated subtree, or root>/podspawn-<tag>/<session>[/<container>]
-//!   v1 or hybrid    /sys/fs/cgroup/{cpu,memory,pids}/podspawn-<tag>/<session>[/<container>]
+//!   v1 or hybrid    /sys/fs/cgroup/{cpu,cpuacct,memory,pids}/podspawn-<tag>/<session>[/<container>]
 //! ```
 //!
 //! A session that has services has a cgroup for each of its containers below its own, which bounds them all together. One
 //! that has none needs no second level.
 //!
-//! Owns: these directories, their limits, and the end of every process in them. Leaves to the spawner how init gets in
+//! Owns: these directories, their limits and counters, and the end of every process in them. Leaves to the spawner how init gets in
 //! ([`CgroupJoin`]): on v2 by clone3(2), on v1 by its own write to `tasks`, never through `cgroup.procs`, which takes a
 //! global lock and 10 ms.
 //!
@@ -19,6 +19,7 @@ mod layout;
 mod limits;
 #[cfg(test)]
 mod tests;
+mod usage;
 
 use std::{
     collections::BTreeSet,
@@ -30,11 +31,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use self::limits::Limits;
 use self::{
     layout::{Layout, read, write},
     limits::Version,
 };
+pub use self::{limits::Limits, usage::Usage};
 use crate::{
     names::{ContainerId, InstanceTag, SessionId},
     protocol::CgroupJoin,

@@ -10,6 +10,7 @@ mod projects;
 mod pull;
 mod push;
 mod sessions;
+mod stats;
 mod table;
 mod users;
 
@@ -71,6 +72,10 @@ Sessions:
   list            List the sessions
   status          Show the server in numbers
   stop            End a session
+  list         List the sessions
+  status       Show the server in numbers
+  stats        Show what each session uses
+  stop         End a session
 
 Misc:
   version         Show the version";
@@ -134,6 +139,8 @@ pub enum Command {
     List(sessions::List),
     /// Show the server in numbers
     Status(sessions::StatusArgs),
+    /// Show what each session uses
+    Stats(stats::StatsArgs),
     /// End a session
     Stop(sessions::Stop),
     /// Show the version
@@ -206,6 +213,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Podfile { command } => command.run(quiet),
         Command::List(list) => list.run(&session()?),
         Command::Status(status) => status.run(&session()?),
+        Command::Stats(stats) => stats.run(&session()?),
         Command::Stop(stop) => stop.run(&session()?),
         Command::Version => {
             writeln!(io::stdout(), "podspawn {}", env!("CARGO_PKG_VERSION"))?;

@@ -2,8 +2,13 @@
 
 use std::io::{self, Write};
 
-/// Writes rows under a header, each column as wide as its widest cell. Control characters are shown escaped.
+/// Writes rows under a header.
 pub fn print<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> io::Result<()> {
+    io::stdout().lock().write_all(lines(header, rows).as_bytes())
+}
+
+/// Rows under a header, each column as wide as its widest cell. Control characters are shown escaped.
+pub fn lines<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> String {
     let shown: Vec<[String; N]> = rows.iter().map(|row| row.each_ref().map(|cell| printable(cell))).collect();
     let mut widths = header.map(str::len);
     for row in &shown {
@@ -11,20 +16,33 @@ pub fn print<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> io::Res
             *width = (*width).max(cell.chars().count());
         }
     }
-    let mut out = io::stdout().lock();
-    let mut line = |cells: Vec<&str>| {
+    let line = |cells: Vec<&str>| {
         let padded: Vec<String> = cells.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-        writeln!(out, "{}", padded.join("  ").trim_end())
+        format!("{}\n", padded.join("  ").trim_end())
     };
-    line(header.to_vec())?;
-    for row in &shown {
-        line(row.iter().map(String::as_str).collect())?;
-    }
-    Ok(())
+    let header = std::iter::once(line(header.to_vec()));
+    header.chain(shown.iter().map(|row| line(row.iter().map(String::as_str).collect()))).collect()
 }
 
 fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
+}
+
+/// `512B`, `1.5KiB`, `64MiB`: three digits at most before the point, and one after it if there are fewer.
+pub fn bytes(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let (mut tenths, mut unit) = (bytes.saturating_mul(10), "B");
+    for larger in UNITS {
+        if tenths < 10_240 {
+            break;
+        }
+        (tenths, unit) = (tenths / 1024, larger);
+    }
+    match (tenths / 10, tenths % 10) {
+        (whole, 0) => format!("{whole}{unit}"),
+        (whole, _) if whole >= 100 => format!("{whole}{unit}"),
+        (whole, part) => format!("{whole}.{part}{unit}"),
+    }
 }
 
 /// `45s`, `5m`, `2h`, `2h30m`, `3d`.
@@ -48,6 +66,21 @@ mod tests {
         let table = [(0, "0s"), (45, "45s"), (300, "5m"), (7200, "2h"), (9000, "2h30m"), (90_000, "1d")];
         for (seconds, text) in table {
             assert_eq!(duration(seconds), text);
+        }
+    }
+
+    #[test]
+    fn sizes_are_short() {
+        let table = [
+            (0, "0B"),
+            (1023, "1023B"),
+            (1536, "1.5KiB"),
+            (64 << 20, "64MiB"),
+            ((100 << 20) + (512 << 10), "100MiB"),
+            (2 << 30, "2GiB"),
+        ];
+        for (size, text) in table {
+            assert_eq!(bytes(size), text);
         }
     }
 

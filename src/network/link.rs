@@ -56,8 +56,15 @@ pub(super) struct Link {
     pub(super) index: u32,
     pub(super) name: String,
     running: bool,
+    pub(super) traffic: Traffic,
 }
 
+/// Bytes that an interface has received and sent since it was made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    pub rx_bytes: u64,
+    pub tx_bytes: u64,
+}
 /// A network that the host has a route to.
 pub(super) struct Route {
     pub(super) destination: Subnet,
@@ -273,20 +280,28 @@ fn parse_link(answer: &Answer) -> Option<Link> {
     const IFINFOMSG: usize = 16;
     const IFLA_IFNAME: u16 = 3;
     const IFLA_OPERSTATE: u16 = 16;
+    const IFLA_STATS64: u16 = 23;
     const IF_OPER_UP: u8 = 6;
     if answer.kind != RTM_NEWLINK {
         return None;
     }
     let index = u32::from_ne_bytes(answer.payload.get(4..8)?.try_into().ok()?);
-    let (mut name, mut running) = (None, false);
+    let (mut name, mut running, mut traffic) = (None, false, Traffic::default());
     for (kind, value) in Attributes(answer.payload.get(IFINFOMSG..)?) {
         match kind {
             IFLA_IFNAME => name = Some(text(value)),
             IFLA_OPERSTATE => running = value.first() == Some(&IF_OPER_UP),
+            IFLA_STATS64 => traffic = parse_traffic(value).unwrap_or_default(),
             _ => {}
         }
     }
-    Some(Link { index, name: name?, running })
+    Some(Link { index, name: name?, running, traffic })
+}
+
+/// Reads `struct rtnl_link_stats64`, which begins with received and sent packets, then bytes.
+fn parse_traffic(value: &[u8]) -> Option<Traffic> {
+    let word = |index: usize| value.get(index * 8..)?.first_chunk().copied().map(u64::from_ne_bytes);
+    Some(Traffic { rx_bytes: word(2)?, tx_bytes: word(3)? })
 }
 
 /// Reads destination and interface of an IPv4 route.

@@ -33,6 +33,7 @@ mod tests;
 mod watch;
 
 use std::{
+    collections::HashMap,
     fs::{self, File},
     io,
     net::{Ipv4Addr, SocketAddrV4},
@@ -53,6 +54,7 @@ use self::{
     ruleset::{Policy, Ruleset},
 };
 pub use self::{
+    link::Traffic,
     subnet::{Subnet, pick_pool},
     watch::Watch,
 };
@@ -258,6 +260,19 @@ impl Network {
     /// Makes the table anew if somebody has removed it or any of its rules.
     pub fn check(&self) -> Result<(), NetworkError> {
         self.rules().check()
+    }
+
+    /// What each container has received and sent, as it sees it. One listing of the host's interfaces, on a socket of its own,
+    /// so that nobody who makes a session waits for it.
+    pub fn traffic(&self) -> Result<HashMap<ContainerId, Traffic>, NetworkError> {
+        let links = Links::open()?.list()?.into_iter();
+        let of_containers = links.filter_map(|link| {
+            // The host's end receives what the container sends.
+            let Traffic { rx_bytes, tx_bytes } = link.traffic;
+            let traffic = Traffic { rx_bytes: tx_bytes, tx_bytes: rx_bytes };
+            self.tag.container_of_veth(&link.name).map(|container| (container, traffic))
+        });
+        Ok(of_containers.collect())
     }
 
     /// What the kernel has of the instance `tag`, one line per object, each with its session's id where it has one.

@@ -16,6 +16,7 @@
 //! [`ContainerSpec`]: crate::protocol::ContainerSpec
 
 mod container;
+pub mod disk;
 mod listing;
 mod mounts;
 mod role;

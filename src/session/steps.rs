@@ -32,7 +32,7 @@ use crate::{
     network::{self, Egress, Lease, Network, Subnet},
     project::Podfiles,
     protocol::{self, ContainerSpec, Rlimits, ToInit, wire},
-    runtime::{self, Container, RuntimeError, Spawner, rootfs::RootfsError},
+    runtime::{self, Container, RuntimeError, Spawner, disk::DiskUse, rootfs::RootfsError},
     state::{NewSession, Phase, SessionRecord, Slots, State, StateError},
     sys::seqpacket,
 };
@@ -162,6 +162,11 @@ impl Context {
     fn addresses(&self) -> u32 {
         let host_bits = 32 - u32::from(self.network.pool().prefix());
         u32::MAX.checked_shr(32 - host_bits).unwrap_or(0).saturating_sub(2)
+    }
+
+    /// Measures what the session has written to its root file system. Blocks, for up to half a second.
+    pub fn disk_usage(&self, id: &SessionId) -> io::Result<DiskUse> {
+        runtime::disk::usage(&self.upper_parent(id))
     }
 
     /// The socket that the session's init listens on.

@@ -18,6 +18,10 @@ impl api::Backend for Control {
         self.0.sessions.views().await.into_iter().map(|view| shown(view, now)).collect()
     }
 
+    async fn stats(&self) -> Vec<types::Stats> {
+        self.0.stats.sample(&self.0).await
+    }
+
     async fn stop(&self, key: SessionKey) -> bool {
         self.0.sessions.stop(&key, Reason::Stop)
     }

@@ -17,6 +17,7 @@ mod login;
 mod pool;
 mod reconcile;
 mod start;
+mod stats;
 
 use std::{
     net::SocketAddr,
@@ -56,6 +57,7 @@ struct Supervisor {
     startups: Startups,
     audit: Arc<Audit>,
     said: login::Said,
+    stats: stats::Sampler,
     /// The tasks beside connection processes.
     clients: TaskTracker,
     /// Tells these tasks that the supervisor is ending.

@@ -115,6 +115,7 @@ pub(super) async fn start(config: Config) -> Result<(), StartError> {
         startups: Startups::default(),
         audit,
         said: super::login::Said::default(),
+        stats: super::stats::Sampler::default(),
         clients: TaskTracker::new(),
         leaving: CancellationToken::new(),
     });
