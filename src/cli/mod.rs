@@ -71,11 +71,8 @@ Projects:
 Sessions:
   list            List the sessions
   status          Show the server in numbers
+  stats           Show what each session uses
   stop            End a session
-  list         List the sessions
-  status       Show the server in numbers
-  stats        Show what each session uses
-  stop         End a session
 
 Misc:
   version         Show the version";
