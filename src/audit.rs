@@ -5,7 +5,7 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, Write},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::unix::fs::OpenOptionsExt,
     path::Path,
     sync::{Mutex, PoisonError},
@@ -24,15 +24,61 @@ use crate::{
 /// Something worth remembering.
 #[derive(Debug)]
 pub enum Event<'a> {
-    AuthOk { key: &'a SessionKey, peer: SocketAddr, identity: &'a Identity },
-    AuthFail { login: &'a str, peer: SocketAddr, identity: &'a Identity, reason: &'a str },
-    LimitRefused { key: &'a SessionKey, limit: &'static str },
-    ContainerCreate { key: &'a SessionKey, session: &'a SessionId, image: &'a str },
-    ContainerDestroy { key: &'a SessionKey, session: Option<&'a SessionId>, reason: &'static str },
-    Connect { key: &'a SessionKey, session: &'a SessionId, connection: ConnectionId, connections: usize },
-    Disconnect { key: &'a SessionKey, session: Option<&'a SessionId>, connection: ConnectionId, remaining: usize },
-    Command { key: &'a SessionKey, connection: ConnectionId, command: Option<&'a str>, status: ExitStatus },
-    ForwardOpen { key: &'a SessionKey, connection: ConnectionId, kind: ForwardKind, target: &'a str },
+    AuthOk {
+        key: &'a SessionKey,
+        peer: SocketAddr,
+        identity: &'a Identity,
+    },
+    AuthFail {
+        login: &'a str,
+        peer: SocketAddr,
+        identity: &'a Identity,
+        reason: &'a str,
+    },
+    /// From now on connections from `source` are refused, for `seconds` or longer.
+    Penalty {
+        source: IpAddr,
+        offence: &'a str,
+        seconds: u64,
+    },
+    LimitRefused {
+        key: &'a SessionKey,
+        limit: &'static str,
+    },
+    ContainerCreate {
+        key: &'a SessionKey,
+        session: &'a SessionId,
+        image: &'a str,
+    },
+    ContainerDestroy {
+        key: &'a SessionKey,
+        session: Option<&'a SessionId>,
+        reason: &'static str,
+    },
+    Connect {
+        key: &'a SessionKey,
+        session: &'a SessionId,
+        connection: ConnectionId,
+        connections: usize,
+    },
+    Disconnect {
+        key: &'a SessionKey,
+        session: Option<&'a SessionId>,
+        connection: ConnectionId,
+        remaining: usize,
+    },
+    Command {
+        key: &'a SessionKey,
+        connection: ConnectionId,
+        command: Option<&'a str>,
+        status: ExitStatus,
+    },
+    ForwardOpen {
+        key: &'a SessionKey,
+        connection: ConnectionId,
+        kind: ForwardKind,
+        target: &'a str,
+    },
 }
 
 /// The open log, or none.
@@ -65,6 +111,9 @@ fn describe(event: &Event<'_>, now: SystemTime) -> Value {
         Event::AuthFail { login, peer, identity, reason } => {
             let details = json!({"login": login, "remote": peer.to_string(), "reason": reason});
             ("auth.fail", with_identity(identity, details))
+        }
+        Event::Penalty { source, offence, seconds } => {
+            ("auth.penalty", json!({"remote": source.to_string(), "reason": offence, "seconds": seconds}))
         }
         Event::LimitRefused { key, limit } => ("limit.refused", with_key(key, json!({"reason": limit}))),
         Event::ContainerCreate { key, session, image } => {

@@ -1,12 +1,15 @@
 //! Where a login may come from: `from=` of a key line and `source-address` of a certificate.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use crate::protocol::pattern;
 
 /// A pattern list of ssh_config(5), for addresses only: host names would need the host's resolver, and trust in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct AddressList(Vec<Item>);
+pub struct AddressList(Vec<Item>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Item {
@@ -29,7 +32,7 @@ struct Network {
 
 impl AddressList {
     /// `from=`: addresses, networks, and addresses with `*` and `?`, each perhaps after a `!`. `None` if one is not valid.
-    pub(super) fn parse(text: &str) -> Option<Self> {
+    pub fn parse(text: &str) -> Option<Self> {
         text.split(',').map(|item| Item::parse(item.trim())).collect::<Option<_>>().map(Self)
     }
 
@@ -42,7 +45,7 @@ impl AddressList {
     }
 
     /// Whether the address matches an item that is not negated, and none that is.
-    pub(super) fn contains(&self, peer: IpAddr) -> bool {
+    pub fn contains(&self, peer: IpAddr) -> bool {
         let mut found = false;
         for item in self.0.iter().filter(|item| item.addresses.contain(peer)) {
             if item.negated {
@@ -51,6 +54,20 @@ impl AddressList {
             found = true;
         }
         found
+    }
+}
+
+impl fmt::Display for AddressList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, Item { negated, addresses }) in self.0.iter().enumerate() {
+            f.write_str(if index > 0 { "," } else { "" })?;
+            f.write_str(if *negated { "!" } else { "" })?;
+            match addresses {
+                Addresses::Network(Network { first, prefix }) => write!(f, "{first}/{prefix}")?,
+                Addresses::Pattern(text) => f.write_str(text)?,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -93,16 +110,16 @@ impl Network {
         let first: IpAddr = address.parse().ok()?;
         let longest = if first.is_ipv4() { 32 } else { 128 };
         let prefix = prefix.unwrap_or(longest);
-        (prefix <= longest && cut(first, prefix) == first).then_some(Self { first, prefix })
+        (prefix <= longest && network_of(first, prefix) == first).then_some(Self { first, prefix })
     }
 
     fn contains(self, peer: IpAddr) -> bool {
-        peer.is_ipv4() == self.first.is_ipv4() && cut(peer, self.prefix) == self.first
+        peer.is_ipv4() == self.first.is_ipv4() && network_of(peer, self.prefix) == self.first
     }
 }
 
 /// The address with the bits beyond the prefix, which fits it, set to 0.
-fn cut(address: IpAddr, prefix: u8) -> IpAddr {
+pub fn network_of(address: IpAddr, prefix: u8) -> IpAddr {
     let prefix = u32::from(prefix);
     match address {
         IpAddr::V4(v4) => (v4 & Ipv4Addr::from_bits(u32::MAX.checked_shl(32 - prefix).unwrap_or(0))).into(),
@@ -131,6 +148,8 @@ mod tests {
         assert!(!contains("!10.0.0.1", "10.0.0.2"), "a negated item alone permits nothing");
         assert!(contains("0.0.0.0/0", "203.0.113.9") && !contains("0.0.0.0/0", "::1"));
         assert!(contains("::/0", "::1") && !contains("::/0", "10.0.0.1"));
+        let shown = AddressList::parse("10.0.0.1,!10.9.*,2001:DB8::/32").unwrap().to_string();
+        assert_eq!(shown, "10.0.0.1/32,!10.9.*,2001:db8::/32");
         assert!(contains("*", "::1") && contains("2001:0DB8:0::1", "2001:db8::1"));
     }
 
@@ -161,7 +180,7 @@ mod tests {
         #[test]
         fn a_network_holds_its_own_addresses(bits: u32, prefix in 0u8..=32, other: u32) {
             let address = Ipv4Addr::from_bits(bits);
-            let network = Network { first: cut(address.into(), prefix), prefix };
+            let network = Network { first: network_of(address.into(), prefix), prefix };
             prop_assert!(network.contains(address.into()));
             let same = prefix == 0 || bits >> (32 - prefix) == other >> (32 - prefix);
             prop_assert_eq!(network.contains(Ipv4Addr::from_bits(other).into()), same);

@@ -22,6 +22,7 @@ pub mod users;
 use std::{net::IpAddr, path::PathBuf, time::SystemTime};
 
 pub use self::{
+    address::{AddressList, network_of},
     certificate::CertificateError,
     credential::{CertificateIdentity, Credential, Identity, WeakKey},
     key_line::LineError,

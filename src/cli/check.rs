@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{Session, table};
 use crate::{
     access::users,
-    config::{Config, Egress},
+    config::{Config, Egress, per_source::Penalties},
     protocol::Algorithms,
 };
 
@@ -59,9 +59,30 @@ fn plain(value: &Value) -> String {
     }
 }
 
+fn duration(value: std::time::Duration) -> Value {
+    json!(humantime::format_duration(value).to_string())
+}
+
+/// The section `auth.per_source_penalties`.
+fn penalties(penalties: Option<&Penalties>) -> Value {
+    let Some(rules) = penalties else { return json!({"enabled": false}) };
+    json!({
+        "crash": duration(rules.crash),
+        "authfail": duration(rules.authfail),
+        "noauth": duration(rules.noauth),
+        "grace_exceeded": duration(rules.grace_exceeded),
+        "min": duration(rules.min),
+        "max": duration(rules.max),
+        "max_sources4": rules.v4.max,
+        "max_sources6": rules.v6.max,
+        "overflow": rules.v4.overflow.name(),
+        "overflow6": rules.v6.overflow.name(),
+        "exempt": rules.exempt.as_ref().map(ToString::to_string),
+    })
+}
+
 /// Every field with the value in force, in the form that the file would have it.
 fn effective(config: &Config) -> Vec<(&'static str, Value)> {
-    let duration = |value: std::time::Duration| json!(humantime::format_duration(value).to_string());
     let network = |(address, prefix): &(std::net::Ipv4Addr, u8)| json!(format!("{address}/{prefix}"));
     let Config {
         paths,
@@ -78,11 +99,15 @@ fn effective(config: &Config) -> Vec<(&'static str, Value)> {
         source: _,
     } = config;
     let startups = auth.max_startups;
+    let block = auth.per_source.net_block_size;
     vec![
         ("listen", json!(listen)),
         ("auth.key_dir", json!(paths.key_dir)),
         ("auth.host_key_dir", json!(paths.host_key_dir)),
         ("auth.max_startups", json!(format!("{}:{}:{}", startups.start, startups.rate, startups.full))),
+        ("auth.per_source_max_startups", auth.per_source.max_startups.map_or(json!("none"), |max| json!(max))),
+        ("auth.per_source_net_block_size", json!(format!("{}:{}", block.v4, block.v6))),
+        ("auth.per_source_penalties", penalties(auth.per_source.penalties.as_ref())),
         ("auth.login_grace_time", duration(auth.login_grace_time)),
         ("auth.max_auth_tries", json!(auth.max_auth_tries)),
         ("auth.max_sessions", json!(auth.max_sessions)),

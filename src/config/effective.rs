@@ -9,7 +9,7 @@ use std::{
 use super::{
     Auth, Config, Defaults, Egress, Images, Log, MaxStartups, Mode, Network, Paths, Resources, Security, Session,
     load::{ConfigError, Source, ValueError},
-    raw, units,
+    per_source, raw, units,
 };
 use crate::{names::InstanceTag, protocol::Algorithms};
 
@@ -37,20 +37,25 @@ const MORE_CAPABILITIES: &[&str] = &["AUDIT_WRITE", "MKNOD", "NET_RAW", "SYS_NIC
 const IDS: u64 = 65_536;
 const LAST_ID: u64 = (1 << 31) - 1;
 
-struct Fields<'a> {
+pub(super) struct Fields<'a> {
     file: &'a Path,
 }
 
 impl Fields<'_> {
-    fn bad(&self, field: &'static str, why: impl Into<ValueError>) -> ConfigError {
+    pub(super) fn bad(&self, field: &'static str, why: impl Into<ValueError>) -> ConfigError {
         ConfigError::Value { file: self.file.to_owned(), field, why: why.into() }
     }
 
-    fn rule(&self, field: &'static str, text: impl Into<String>) -> ConfigError {
+    pub(super) fn rule(&self, field: &'static str, text: impl Into<String>) -> ConfigError {
         self.bad(field, ValueError::Rule(text.into()))
     }
 
-    fn duration(&self, field: &'static str, text: Option<&str>, default: &str) -> Result<Duration, ConfigError> {
+    pub(super) fn duration(
+        &self,
+        field: &'static str,
+        text: Option<&str>,
+        default: &str,
+    ) -> Result<Duration, ConfigError> {
         units::parse_duration(text.unwrap_or(default)).map_err(|error| self.bad(field, error))
     }
 
@@ -142,6 +147,7 @@ fn auth(fields: &Fields<'_>, raw: raw::Auth) -> Result<Auth, ConfigError> {
                 .rule("auth.max_startups", format!("{text:?} is not START:RATE:FULL or one number, such as 50:30:100"))
         })?,
     };
+    let per_source = per_source::per_source(fields, &raw)?;
     let accept_env = raw.accept_env.unwrap_or_default();
     let file = |field: &'static str, path: Option<String>| {
         let path = path.map(PathBuf::from);
@@ -156,6 +162,7 @@ fn auth(fields: &Fields<'_>, raw: raw::Auth) -> Result<Auth, ConfigError> {
     };
     Ok(Auth {
         max_startups,
+        per_source,
         login_grace_time: fields.duration("auth.login_grace_time", raw.login_grace_time.as_deref(), "30s")?,
         max_auth_tries: raw.max_auth_tries.unwrap_or(6),
         max_sessions: raw.max_sessions.unwrap_or(32),

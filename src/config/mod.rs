@@ -7,6 +7,7 @@
 mod effective;
 pub mod host_keys;
 mod load;
+pub mod per_source;
 pub mod projects;
 mod raw;
 pub mod service_user;
@@ -88,6 +89,7 @@ impl Config {
 pub struct Auth {
     /// `start:rate:full` (sshd_config(5), MaxStartups).
     pub max_startups: MaxStartups,
+    pub per_source: per_source::PerSource,
     pub login_grace_time: Duration,
     pub max_auth_tries: u32,
     /// Session channels per connection (sshd_config(5), MaxSessions).

@@ -49,6 +49,9 @@ section! {
         key_dir: String,
         host_key_dir: String,
         max_startups: String,
+        per_source_max_startups: Limit,
+        per_source_net_block_size: String,
+        per_source_penalties: Penalties,
         login_grace_time: String,
         max_auth_tries: u32,
         max_sessions: u32,
@@ -56,6 +59,23 @@ section! {
         trusted_user_ca_keys: String,
         revoked_keys: String,
         algorithms: String,
+    } later { }
+}
+
+section! {
+    Penalties {
+        enabled: bool,
+        crash: String,
+        authfail: String,
+        noauth: String,
+        grace_exceeded: String,
+        min: String,
+        max: String,
+        max_sources4: u32,
+        max_sources6: u32,
+        overflow: String,
+        overflow6: String,
+        exempt: Vec<String>,
     } later { }
 }
 
@@ -146,6 +166,14 @@ pub(super) enum Listen {
     Many(Vec<String>),
 }
 
+/// A number, or a word.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Limit {
+    Number(u32),
+    Word(String),
+}
+
 /// A number of bytes, or a text with a unit.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
@@ -170,6 +198,8 @@ impl File {
             all.extend(fields.into_iter().flatten().map(|field| format!("{section}.{field}")));
         };
         add("auth", self.auth.as_ref().map(Auth::unsupported));
+        let penalties = self.auth.as_ref().and_then(|auth| auth.per_source_penalties.as_ref());
+        add("auth.per_source_penalties", penalties.map(Penalties::unsupported));
         add("defaults", self.defaults.as_ref().map(Defaults::unsupported));
         add("session", self.session.as_ref().map(Session::unsupported));
         add("state", self.state.as_ref().map(State::unsupported));

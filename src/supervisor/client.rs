@@ -5,18 +5,22 @@
 
 use std::{
     net::SocketAddr,
-    os::fd::{AsFd, BorrowedFd},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::process::ExitStatusExt,
+    },
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::{net::TcpStream, process::Child, sync::mpsc};
 
 use super::{
     Supervisor,
-    accept::Startup,
     login::{self, Login, Question},
+    penalties::Offence,
     pool::{self, Process},
+    startups::Startup,
 };
 use crate::{
     audit,
@@ -32,6 +36,9 @@ const STARTUP_SLACK: Duration = Duration::from_secs(10);
 
 /// How long a process may take to show a last message and end.
 const FAREWELL: Duration = Duration::from_secs(10);
+
+/// The exit status of a Rust program that has panicked.
+const PANICKED: i32 = 101;
 
 /// How long a process may leave its socket full.
 const SEND_LIMIT: Duration = Duration::from_secs(10);
@@ -52,6 +59,7 @@ pub(super) struct Connection {
     /// Held until the client has logged in; `None` says that it has.
     startup: Option<Startup>,
     attached: bool,
+    began: Instant,
 }
 
 /// How the supervisor's part in a connection ended.
@@ -86,7 +94,7 @@ pub(super) async fn serve(
 ) {
     let Process { id, mut child, name, control, socket } = process;
     let (to_client, from_session) = mpsc::channel(Client::QUEUE);
-    let connection = Connection {
+    let mut connection = Connection {
         supervisor: supervisor.clone(),
         id,
         process: name,
@@ -98,12 +106,19 @@ pub(super) async fn serve(
         questions: 0,
         startup: Some(startup),
         attached: false,
+        began: Instant::now(),
     };
-    if report(id, peer, connection.start(stream).await) == Outcome::Left {
+    let result = connection.start(stream).await;
+    let offence = connection.offence();
+    drop(connection);
+    if report(id, peer, result) == Outcome::Left {
         return;
     }
     supervisor.sessions.detach(id);
-    end_child(&mut child, id).await;
+    let crashed = end_child(&mut child, id).await;
+    if let Some(offence) = if crashed { Some(Offence::Crash) } else { offence } {
+        supervisor.admission.penalise(&supervisor.config().auth, peer, offence, &supervisor.audit);
+    }
     supervisor.forget_connection(id).await;
     pool::remove_socket(&socket);
 }
@@ -117,7 +132,7 @@ pub(super) async fn adopted(
     (to_client, from_session): (mpsc::Sender<ToClient>, mpsc::Receiver<ToClient>),
 ) {
     let id = record.id;
-    let connection = Connection {
+    let mut connection = Connection {
         supervisor: supervisor.clone(),
         id,
         process: record.process,
@@ -129,8 +144,11 @@ pub(super) async fn adopted(
         questions: 0,
         startup: None,
         attached: true,
+        began: Instant::now(),
     };
-    if report(id, record.peer, connection.run().await) == Outcome::Left {
+    let result = connection.run().await;
+    drop(connection);
+    if report(id, record.peer, result) == Outcome::Left {
         return;
     }
     supervisor.sessions.detach(id);
@@ -166,24 +184,34 @@ async fn end_adopted((pid, starttime): (i32, u64), id: ConnectionId) {
     }
 }
 
-/// Waits for the process to end by itself, then makes it.
-async fn end_child(child: &mut Child, id: ConnectionId) {
+/// Waits for the process to end by itself, then makes it. Returns whether it has crashed.
+async fn end_child(child: &mut Child, id: ConnectionId) -> bool {
     let status = match tokio::time::timeout(FAREWELL, child.wait()).await {
         Ok(status) => status,
         Err(_elapsed) => {
             tracing::warn!(connection = id, "the connection process does not end; killing it");
-            child.kill().await.and(child.wait().await)
+            if let Err(error) = child.kill().await {
+                tracing::error!(connection = id, "killing the connection process: {error}");
+            }
+            return false;
         }
     };
     match status {
-        Ok(status) if status.success() => {}
-        Ok(status) => tracing::warn!(connection = id, "the connection process ended with {status}"),
-        Err(error) => tracing::error!(connection = id, "waiting for the connection process: {error}"),
+        Ok(status) => {
+            if !status.success() {
+                tracing::warn!(connection = id, "the connection process ended with {status}");
+            }
+            status.signal().is_some() || status.code() == Some(PANICKED)
+        }
+        Err(error) => {
+            tracing::error!(connection = id, "waiting for the connection process: {error}");
+            false
+        }
     }
 }
 
 impl Connection {
-    async fn start(self, stream: TcpStream) -> Result<Outcome, ClientError> {
+    async fn start(&mut self, stream: TcpStream) -> Result<Outcome, ClientError> {
         let config = self.supervisor.config();
         let serve = Serve {
             connection: self.id,
@@ -206,11 +234,12 @@ impl Connection {
         self.run().await
     }
 
-    async fn run(mut self) -> Result<Outcome, ClientError> {
+    async fn run(&mut self) -> Result<Outcome, ClientError> {
         let leaving = self.supervisor.leaving.clone();
         let grace = self.supervisor.config().auth.login_grace_time;
         let login_limit = tokio::time::sleep(if grace.is_zero() { Duration::MAX } else { grace + STARTUP_SLACK });
         tokio::pin!(login_limit);
+        let dropped = self.startup.as_ref().map(|startup| startup.dropped.clone()).unwrap_or_default();
         loop {
             tokio::select! {
                 message = self.control.recv() => match message? {
@@ -226,6 +255,8 @@ impl Connection {
                 () = leaving.cancelled() => {
                     return Ok(if self.attached { Outcome::Left } else { Outcome::Ended });
                 }
+                // To make room for another client. Its process ends when it sees that nobody is here any more.
+                () = dropped.cancelled(), if self.startup.is_some() => return Ok(Outcome::Ended),
                 () = &mut login_limit, if self.startup.is_some() => return Err(ClientError::LoginGrace),
             }
         }
@@ -325,6 +356,20 @@ impl Connection {
                 self.wait_for_end().await;
                 Ok(true)
             }
+        }
+    }
+
+    /// What the client did that it is penalised for, if it has ended without a login.
+    fn offence(&self) -> Option<Offence> {
+        let grace = self.supervisor.config().auth.login_grace_time;
+        let startup = self.startup.as_ref()?;
+        if self.login.is_some() || startup.dropped.is_cancelled() {
+            None
+        } else if !grace.is_zero() && self.began.elapsed() >= grace {
+            Some(Offence::GraceExceeded)
+        } else {
+            // Also if the key was a good one: then the client could not sign with it.
+            Some(if self.questions > 0 { Offence::AuthFail } else { Offence::NoAuth })
         }
     }
 

@@ -10,13 +10,16 @@
 //! SIGTERM leaves sessions and connections to the next supervisor, SIGINT ends everything.
 
 mod accept;
+mod admission;
 mod ceilings;
 mod client;
 mod control;
 mod login;
+mod penalties;
 mod pool;
 mod reconcile;
 mod start;
+mod startups;
 mod stats;
 
 use std::{
@@ -29,7 +32,7 @@ use tokio::net::TcpStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::start::StartError;
-use self::{accept::Startups, pool::Pool};
+use self::{admission::Admission, pool::Pool};
 use crate::{
     audit::Audit,
     config::Config,
@@ -54,7 +57,7 @@ struct Supervisor {
     host_keys: Vec<HostKey>,
     sessions: Sessions,
     pool: Pool,
-    startups: Startups,
+    admission: Admission,
     audit: Arc<Audit>,
     said: login::Said,
     stats: stats::Sampler,
@@ -101,10 +104,9 @@ impl Supervisor {
 
     /// Gives a TCP connection to a process of its own, or drops it.
     fn take(supervisor: &Arc<Self>, stream: TcpStream, peer: SocketAddr) {
-        let limit = supervisor.config().auth.max_startups;
-        let dice = getrandom::u32().unwrap_or_default() % 100;
-        let Some(startup) = supervisor.startups.admit(limit, dice) else {
-            tracing::warn!(%peer, "dropped: too many connections have not logged in (auth.max_startups)");
+        let Some(startup) = supervisor.admission.admit(&supervisor.config().auth, peer) else {
+            // As sshd says. A client that does not take it is not waited for.
+            let _ = stream.try_write(b"Not allowed at this time\r\n");
             return;
         };
         let (tracker, supervisor) = (supervisor.clients.clone(), supervisor.clone());

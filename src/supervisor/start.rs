@@ -15,11 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    LEAVE_LIMIT, SHUTDOWN_LIMIT, Supervisor,
-    accept::{self, Startups},
-    ceilings, control,
-    pool::Pool,
-    reconcile,
+    LEAVE_LIMIT, SHUTDOWN_LIMIT, Supervisor, accept, admission::Admission, ceilings, control, pool::Pool, reconcile,
 };
 use crate::{
     api,
@@ -112,7 +108,7 @@ pub(super) async fn start(config: Config) -> Result<(), StartError> {
             paths.run_dir.join("empty"),
             service_user::uid(),
         ),
-        startups: Startups::default(),
+        admission: Admission::default(),
         audit,
         said: super::login::Said::default(),
         stats: super::stats::Sampler::default(),
@@ -147,6 +143,10 @@ pub(super) async fn start(config: Config) -> Result<(), StartError> {
             Supervisor::take(&supervisor, stream, peer);
         }));
     }
+    tasks.spawn({
+        let supervisor = supervisor.clone();
+        async move { supervisor.admission.keep_logging().await }
+    });
     for address in &supervisor.config().listen {
         tracing::info!("listening on {address}");
     }

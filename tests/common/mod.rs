@@ -429,6 +429,15 @@ impl Builder {
                 line + &defaults
             };
         }
+        if !defaults.contains("per_source_penalties") {
+            // All clients come from one address, and many fail on purpose.
+            let line = "auth:\n  per_source_penalties: {enabled: false}\n";
+            defaults = if defaults.contains("auth:\n") {
+                defaults.replace("auth:\n", line)
+            } else {
+                line.to_owned() + &defaults
+            };
+        }
         if !defaults.contains("session:\n") {
             defaults.push_str("session:\n  mode: destroy-on-disconnect\n");
         }
