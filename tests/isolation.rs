@@ -212,6 +212,27 @@ fn nothing_of_the_host_is_seen_inside() {
 }
 
 #[test]
+fn host_keys_stay_in_memory_and_out_of_core_dumps() {
+    let host = Host::new().user("ada").start();
+    let stay = Stream::start(&host, "ada");
+    let connection = host.connections("ada")[0];
+    for pid in [host.pid(), connection] {
+        // proc_pid_smaps(5): locked, and not to be dumped.
+        let maps = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+        let flags = maps.lines().filter_map(|line| line.strip_prefix("VmFlags:"));
+        let kept = flags.filter(|flags| ["lo", "dd"].iter().all(|flag| flags.split(' ').any(|found| found == *flag)));
+        assert_eq!(kept.count(), 1, "{pid}");
+        // Its files belong to root, whoever it runs as: it cannot be traced, and leaves no core.
+        assert_eq!(fs::metadata(format!("/proc/{pid}/mem")).unwrap().uid(), 0);
+    }
+    let limits = fs::read_to_string(format!("/proc/{connection}/limits")).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
+    stay.finish();
+    host.assert_no_session_left();
+}
+
+#[test]
 fn processes_have_the_rights_of_the_profile() {
     let lines = "grep -E '^(Uid|Groups|Cap|NoNewPrivs|Seccomp|Sig(Blk|Ign)|Shd)' /proc/self/status | tr '\\t' ' '; \
                  cat /proc/self/oom_score_adj; umask";

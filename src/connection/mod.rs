@@ -37,7 +37,7 @@ use self::{control::Control, inbound::Queues, preface::Announced, stream::Stream
 use crate::{
     errors::chain,
     protocol::{Serve, ToConnection, wire::AsyncSocket},
-    sys::spawn::inherited_fd,
+    sys::{memory, spawn::inherited_fd},
 };
 
 /// Descriptors that the supervisor leaves us.
@@ -119,14 +119,26 @@ async fn wait_for_client(control: OwnedFd, adoption: OwnedFd, spool: OwnedFd) ->
     speak(serve, tcp, socket, adoption, spool).await
 }
 
+/// Keeps the host keys out of swap (core dumps there are none), and those that came in the message out of memory.
+fn keep_secret(keys: &[russh::keys::PrivateKey], serve: &mut Serve) {
+    // The supervisor has the same limit, and has said if it is too small.
+    if let Err(_limit) = memory::keep_secret(keys) {}
+    for key in &mut serve.host_keys {
+        key.0.fill(0);
+        // Or the compiler would leave it out, as nobody reads them any more.
+        std::hint::black_box(&key.0);
+    }
+}
+
 async fn speak(
-    serve: Serve,
+    mut serve: Serve,
     tcp: TcpStream,
     socket: AsyncSocket,
     adoption: OwnedFd,
     spool: OwnedFd,
 ) -> Result<(), ConnectionError> {
     let config = ssh_config::config(&serve).map_err(ConnectionError::HostKey)?;
+    keep_secret(&config.keys, &mut serve);
     let queues = Arc::new(Queues::new(spool));
     let (control, mut ended) = Control::start(socket, adoption, serve.connection);
     let announced = Announced::default();

@@ -110,6 +110,7 @@ fn filter() -> Result<BpfProgram, seccompiler::Error> {
         libc::SYS_mremap,
         libc::SYS_mprotect,
         libc::SYS_madvise,
+        libc::SYS_mlock,
         // itself
         libc::SYS_getpid,
         libc::SYS_gettid,

@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::{
+    fcntl::{Flock, FlockArg},
+    sys::prctl,
+};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -33,9 +36,11 @@ use crate::{
         dns::{Forwarder, Upstreams},
     },
     project::Podfiles,
+    protocol::HostKey,
     runtime::{RuntimeError, Spawner},
     session::{self, Context, RLIMITS, Sessions, state::Reason},
     state::{SessionRecord, State, StateError},
+    sys::memory,
 };
 
 /// How long to wait before the network's rules are looked at again after that has failed.
@@ -92,6 +97,7 @@ pub(super) async fn start(config: Config) -> Result<(), StartError> {
         listeners.push(accept::listen(*address).map_err(|error| StartError::Listen(*address, error))?);
     }
     let host_keys = host_keys::load_or_create(&paths.host_key_dir)?;
+    keep_secret(&host_keys);
     let audit = Arc::new(Audit::open(config.log.audit_log.as_deref()).map_err(StartError::Audit)?);
     ceilings::raise(&RLIMITS);
     let context = open_leaves(&config)?;
@@ -137,16 +143,16 @@ pub(super) async fn start(config: Config) -> Result<(), StartError> {
         let supervisor = supervisor.clone();
         async move { supervisor.pool.refill().await }
     });
+    tasks.spawn({
+        let supervisor = supervisor.clone();
+        async move { supervisor.admission.keep_logging().await }
+    });
     for listener in listeners {
         let supervisor = supervisor.clone();
         tasks.spawn(accept::accept_loop(listener, move |stream, peer| {
             Supervisor::take(&supervisor, stream, peer);
         }));
     }
-    tasks.spawn({
-        let supervisor = supervisor.clone();
-        async move { supervisor.admission.keep_logging().await }
-    });
     for address in &supervisor.config().listen {
         tracing::info!("listening on {address}");
     }
@@ -177,6 +183,14 @@ pub(super) async fn start(config: Config) -> Result<(), StartError> {
         tracing::info!("leaving sessions and connections to the next start");
     }
     Ok(())
+}
+
+/// Keeps the host keys out of swap and of core dumps, as far as the server may.
+fn keep_secret(host_keys: &[HostKey]) {
+    let locked = host_keys.iter().try_for_each(|key| memory::keep_secret(&key.0));
+    if let Err(error) = locked.and_then(|()| prctl::set_dumpable(false).map_err(io::Error::from)) {
+        tracing::warn!("host keys may come into swap or core dumps: {error}");
+    }
 }
 
 /// Makes the network's rules anew whenever other software has removed them.
