@@ -189,8 +189,8 @@ fn environment(item: &Item<'_>, report: &mut Report) -> Vec<(String, Place, Stri
     variables
 }
 
-/// The variables of a service, which inherits none.
-pub(super) fn service_environment(item: &Item<'_>, report: &mut Report) -> BTreeMap<String, String> {
+/// The variables of a map that inherits none.
+pub(super) fn variables_of(item: &Item<'_>, report: &mut Report) -> BTreeMap<String, String> {
     environment(item, report).into_iter().map(|(name, _, value)| (name, value)).collect()
 }
 
@@ -254,7 +254,7 @@ fn script(text: &str) -> Result<String, &'static str> {
     if text.trim().is_empty() { Err("is an empty command") } else { Ok(text.to_owned()) }
 }
 
-fn dotfiles(item: &Item<'_>, report: &mut Report) -> Option<At<Dotfiles>> {
+pub(super) fn dotfiles(item: &Item<'_>, report: &mut Report) -> Option<At<Dotfiles>> {
     let fields = item.fields(report, &["repo", "install"]);
     let install = fields.get("install").and_then(|item| item.parse(report, script));
     let repo = required(&fields, "repo", item, report)?.parse(report, git::url)?;
@@ -264,7 +264,11 @@ fn dotfiles(item: &Item<'_>, report: &mut Report) -> Option<At<Dotfiles>> {
 
 /// Limits of the whole session, or of a service.
 pub(super) fn resources(item: &Item<'_>, report: &mut Report) -> Resources {
-    let fields = item.fields(report, &["cpus", "memory", "pids", "disk"]);
+    limits(&item.fields(report, &["cpus", "memory", "pids", "disk"]), report)
+}
+
+/// The limits among these fields.
+pub(super) fn limits(fields: &Fields<'_>, report: &mut Report) -> Resources {
     Resources {
         cpus: fields.get("cpus").and_then(|item| item.parse(report, value::cpus)),
         memory: fields.get("memory").and_then(|item| item.parse(report, Bytes::parse)),

@@ -20,6 +20,7 @@ mod fields;
 pub mod git;
 mod json;
 mod node;
+mod overrides;
 mod package;
 mod problem;
 mod raw;
@@ -34,6 +35,7 @@ pub use self::{
     build::{BuildPlan, Step},
     choice::{Mode, Mount, PortStrategy, Restart, User},
     extends::{External, Origin, Remote, Source, SourceError},
+    overrides::Overrides,
     package::Package,
     problem::Problem,
     resolved::{Dotfiles, Podfile, Ports, Ready, Repo, Resources, Service, Volume, VolumeSource},

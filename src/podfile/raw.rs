@@ -5,7 +5,7 @@ use super::{
     edits::{Edits, Keyed},
     package::Package,
     problem::At,
-    resolved::{Dotfiles, Repo, Service},
+    resolved::{self, Dotfiles, Repo, Service},
     value::Bytes,
 };
 use crate::image::Reference;
@@ -82,6 +82,18 @@ impl Podfile {
             mount: self.mount.or(base.mount),
             mode: self.mode.or(base.mode),
             workspace: self.workspace.or(base.workspace),
+        }
+    }
+}
+
+impl From<Resources> for resolved::Resources {
+    fn from(raw: Resources) -> Self {
+        let Resources { cpus, memory, pids, disk } = raw;
+        Self {
+            cpus: cpus.map(|at| at.value),
+            memory: memory.map(|at| at.value),
+            pids: pids.map(|at| at.value),
+            disk: disk.map(|at| at.value),
         }
     }
 }

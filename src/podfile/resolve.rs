@@ -7,7 +7,7 @@ use super::{
     package::Package,
     problem::{At, Place, Report, nearest, quoted},
     raw::{self, Port, Variable},
-    resolved::{Podfile, Ports, Repo, Resources, Service},
+    resolved::{Podfile, Ports, Repo, Service},
 };
 
 /// What the merged Podfile means; `None` if it has no base. `start` is the beginning of the first document; if not all
@@ -54,12 +54,7 @@ pub(super) fn resolve(merged: raw::Podfile, complete: bool, start: &Place, repor
             expose: values(expose).into_iter().map(|Port(port)| port).collect(),
             strategy: value(merged.strategy).unwrap_or_default(),
         },
-        resources: Resources {
-            cpus: value(merged.resources.cpus),
-            memory: value(merged.resources.memory),
-            pids: value(merged.resources.pids),
-            disk: value(merged.resources.disk),
-        },
+        resources: merged.resources.into(),
         on_create: script(on_create),
         on_start: script(on_start),
         mount: value(merged.mount).unwrap_or_default(),

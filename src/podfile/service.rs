@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use super::{
     choice::Restart,
-    fields::{self, MAX_ENTRIES, MAX_SERVICES, required, service_environment},
+    fields::{self, MAX_ENTRIES, MAX_SERVICES, required, variables_of},
     problem::{At, Report},
     read::{Fields, Item},
     resolved::{Ready, Resources, Service, Volume, VolumeSource},
@@ -33,7 +33,7 @@ pub(super) fn read(item: &Item<'_>, fields: &Fields<'_>, report: &mut Report) ->
     let mut ports = values(fields, "ports", report, value::port);
     let mut seen = std::collections::HashSet::new();
     ports.retain(|port| seen.insert(*port));
-    let env = fields.get("env").map(|item| service_environment(item, report)).unwrap_or_default();
+    let env = fields.get("env").map(|item| variables_of(item, report)).unwrap_or_default();
     let volumes = fields.get("volumes").map(|item| volumes(item, report)).unwrap_or_default();
     let command = fields.get("command").and_then(|item| arguments(item, report, value::command_words));
     let entrypoint = fields.get("entrypoint").and_then(|item| arguments(item, report, value::command_words));
