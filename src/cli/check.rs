@@ -8,13 +8,13 @@ use serde_json::{Value, json};
 use super::{Session, table};
 use crate::{
     access::users,
-    config::{Config, Egress, per_source::Penalties},
+    config::{Config, Egress, overrides, per_source::Penalties},
     protocol::Algorithms,
 };
 
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
-    /// Validate the configuration and the users' keys, and print what is in force and where it comes from
+    /// Validate the configuration, the users' files and the list of projects, and print what is in force and where it comes from
     Check {
         /// Print JSON
         #[arg(long)]
@@ -30,6 +30,8 @@ impl ConfigCommand {
         rules.check_revoked()?;
         let (_, mut warnings) = users::list(&rules)?;
         rules.check_user_cas(&mut warnings);
+        overrides::check(&session.config.paths.users_dir)?;
+        session.config.projects().read()?;
         for warning in warnings {
             writeln!(io::stderr(), "podspawn: warning: {warning}")?;
         }

@@ -96,6 +96,7 @@ pub(super) fn config(
         config_file: file.to_owned(),
         key_dir: chosen(auth_raw.key_dir.clone(), "etc/podspawn/keys"),
         host_key_dir: chosen(auth_raw.host_key_dir.clone(), "etc/podspawn/host_keys"),
+        users_dir: under_root("etc/podspawn/users"),
         projects_file: chosen(raw.projects_file, "etc/podspawn/projects.yaml"),
         state_dir: under_root("var/lib/podspawn"),
         db: chosen(state_raw.db_path, "var/lib/podspawn/state.db"),

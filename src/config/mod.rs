@@ -7,6 +7,7 @@
 mod effective;
 pub mod host_keys;
 mod load;
+pub mod overrides;
 pub mod per_source;
 pub mod projects;
 mod raw;
@@ -34,6 +35,8 @@ pub struct Paths {
     pub key_dir: PathBuf,
     /// `/etc/podspawn/host_keys`
     pub host_key_dir: PathBuf,
+    /// `/etc/podspawn/users`
+    pub users_dir: PathBuf,
     /// `/etc/podspawn/projects.yaml`
     pub projects_file: PathBuf,
     /// `/var/lib/podspawn`

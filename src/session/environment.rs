@@ -8,9 +8,13 @@ use std::time::Duration;
 use super::steps::SessionKey;
 use crate::{
     cgroup,
-    config::{Config, Mode, projects::Project},
+    config::{
+        Config, Mode,
+        overrides::{self, OverridesError},
+        projects::Project,
+    },
     names::ProjectName,
-    podfile::{self, BuildPlan, Bytes, Podfile, Repo, git},
+    podfile::{self, BuildPlan, Bytes, Overrides, Podfile, Repo, git},
     project::{Podfiles, ProjectError},
     protocol::{Account, SecuritySpec},
 };
@@ -60,6 +64,8 @@ pub struct Life {
 pub enum EnvironmentError {
     #[error(transparent)]
     Project(#[from] ProjectError),
+    #[error(transparent)]
+    Overrides(#[from] OverridesError),
     #[error("the environment variables are larger than 256 KiB together")]
     TooManyVariables,
 }
@@ -69,6 +75,7 @@ impl EnvironmentError {
     pub fn is_private(&self) -> bool {
         match self {
             Self::Project(error) => error.is_private(),
+            Self::Overrides(_) => true,
             Self::TooManyVariables => false,
         }
     }
@@ -77,11 +84,23 @@ impl EnvironmentError {
 impl Environment {
     /// What a new session of `key` gets. Reads files; whoever waits for a session waits for it.
     pub fn of(key: &SessionKey, config: &Config, podfiles: &Podfiles) -> Result<Self, EnvironmentError> {
+        let overrides = overrides::of(&config.paths.users_dir, &key.user)?;
         let mut environment = Self::plain(key, config);
-        if let Some(name) = &key.project
-            && let Some((project, podfile)) = podfiles.of(&config.projects(), name)?
-        {
-            environment.apply(name, &project, &podfile, config);
+        let mut mode = overrides.mode.and_then(supported);
+        let registered = match &key.project {
+            Some(name) => podfiles.of(&config.projects(), name)?.map(|(project, podfile)| (name, project, podfile)),
+            None => None,
+        };
+        match registered {
+            Some((name, project, podfile)) => {
+                environment.apply_podfile(name, &project, &podfile, config);
+                mode = project.mode.or(podfile.mode.and_then(supported)).or(mode);
+            }
+            None => environment.image.base = overrides.image.clone().unwrap_or(environment.image.base),
+        }
+        environment.apply_overrides(overrides, config);
+        if let Some(mode) = mode {
+            environment.life = Life::of(mode, config);
         }
         Ok(environment)
     }
@@ -121,15 +140,9 @@ impl Environment {
     }
 
     /// What the Podfile of a project says wins over the defaults.
-    fn apply(&mut self, name: &ProjectName, project: &Project, podfile: &Podfile, config: &Config) {
+    fn apply_podfile(&mut self, name: &ProjectName, project: &Project, podfile: &Podfile, config: &Config) {
         self.image = BuildPlan::of(podfile);
-        if podfile.user == Some(podfile::User::Root) {
-            self.become_root(config);
-        }
-        if let Some(shell) = &podfile.shell {
-            self.account.shell.clone_from(shell);
-        }
-        self.env = podfile.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+        self.env = podfile.env.clone().into_iter().collect();
         let repos = repos(name, project, podfile);
         self.workdir = podfile.workspace.clone().or_else(|| repos.first().and_then(|repo| repo.path.clone()));
         self.set_up = SetUp {
@@ -139,24 +152,51 @@ impl Environment {
             on_start: podfile.on_start.clone(),
         };
         self.services.clone_from(&podfile.services);
-        self.limits.cpus = podfile.resources.cpus.or(self.limits.cpus);
-        self.limits.memory_max = podfile.resources.memory.map(|Bytes(bytes)| bytes).or(self.limits.memory_max);
-        self.limits.pids_max = podfile.resources.pids.or(self.limits.pids_max);
-        let of_podfile = podfile.mode.and_then(|mode| match mode {
-            podfile::Mode::GracePeriod => Some(Mode::GracePeriod),
-            podfile::Mode::DestroyOnDisconnect => Some(Mode::DestroyOnDisconnect),
-            // Refused when the Podfile was read.
-            podfile::Mode::Persistent => None,
-        });
-        if let Some(mode) = project.mode.or(of_podfile) {
-            self.life = Life::of(mode, config);
+        self.apply_account(podfile.user, podfile.shell.clone(), config);
+        self.apply_limits(&podfile.resources);
+    }
+
+    /// What the administrator says about the user wins over all.
+    fn apply_overrides(&mut self, overrides: Overrides, config: &Config) {
+        self.apply_account(overrides.user, overrides.shell, config);
+        self.apply_limits(&overrides.resources);
+        self.set_up.dotfiles = overrides.dotfiles.or(self.set_up.dotfiles.take());
+        for (name, value) in overrides.env {
+            self.env.retain(|(known, _)| *known != name);
+            if !value.is_empty() {
+                self.env.push((name, value));
+            }
         }
+    }
+
+    fn apply_account(&mut self, user: Option<podfile::User>, shell: Option<String>, config: &Config) {
+        if user == Some(podfile::User::Root) {
+            self.become_root(config);
+        }
+        if let Some(shell) = shell {
+            self.account.shell = shell;
+        }
+    }
+
+    fn apply_limits(&mut self, resources: &podfile::Resources) {
+        self.limits.cpus = resources.cpus.or(self.limits.cpus);
+        self.limits.memory_max = resources.memory.map(|Bytes(bytes)| bytes).or(self.limits.memory_max);
+        self.limits.pids_max = resources.pids.or(self.limits.pids_max);
     }
 
     fn become_root(&mut self, config: &Config) {
         self.account.user = None;
         self.account.sudo = false;
         self.security.no_new_privileges = config.security.no_new_privileges.unwrap_or(true);
+    }
+}
+
+/// The mode as this version knows it; others are refused where they are read.
+fn supported(mode: podfile::Mode) -> Option<Mode> {
+    match mode {
+        podfile::Mode::GracePeriod => Some(Mode::GracePeriod),
+        podfile::Mode::DestroyOnDisconnect => Some(Mode::DestroyOnDisconnect),
+        podfile::Mode::Persistent => None,
     }
 }
 
