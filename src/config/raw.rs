@@ -40,6 +40,7 @@ section! {
         resources: Resources,
         network: Network,
         images: Images,
+        builds: Builds,
         projects_file: String,
     } later { metrics, volumes, }
 }
@@ -158,6 +159,12 @@ section! {
     } later { registries, keep_free, }
 }
 
+section! {
+    Builds {
+        step_timeout: String,
+    } later { }
+}
+
 /// One address or a list of them.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
@@ -210,6 +217,7 @@ impl File {
         add("security.userns", userns.map(Userns::unsupported));
         add("network", self.network.as_ref().map(Network::unsupported));
         add("images", self.images.as_ref().map(Images::unsupported));
+        add("builds", self.builds.as_ref().map(Builds::unsupported));
         all
     }
 }

@@ -14,6 +14,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    build,
     client::{Client, ToClient},
     environment::{Environment, Life},
     registry::Inner,
@@ -24,7 +25,6 @@ use crate::{
     audit,
     config::Config,
     errors::chain,
-    image,
     state::{Phase, SessionRecord},
     sys::async_fd,
 };
@@ -316,15 +316,16 @@ impl Driver {
         let (progress, stopped) = (self.progress.clone(), self.creation.clone());
         tokio::spawn(async move {
             let progress = Progress { mailbox: mailbox.clone(), line: progress };
-            let prepared = blocking(&inner, {
-                let (key, config) = (key.clone(), config.clone());
-                move |context| -> Result<Environment, CreateError> {
-                    let environment = Environment::of(&key, &config, &context.podfiles)?;
-                    context.ensure_image(&environment, &progress)?;
-                    Ok(environment)
-                }
-            });
-            // A download goes on in the background, for the next one who wants the image.
+            let prepared = async {
+                let environment = blocking(&inner, {
+                    let (key, config) = (key.clone(), config.clone());
+                    move |context| Environment::of(&key, &config, &context.podfiles)
+                });
+                let environment = environment.await?;
+                build::ensure(&inner, &environment.image, &config, |line| progress.line(line)).await?;
+                Ok(environment)
+            };
+            // A build goes on in the background, for the next one who wants the image.
             let prepared = stopped.run_until_cancelled(prepared).await;
             let result = match prepared {
                 None => Err(CreateError::Stopped),
@@ -387,7 +388,10 @@ impl Driver {
 }
 
 /// Runs kernel work on a thread that may block. A panic in it is passed on.
-async fn blocking<T: Send + 'static>(inner: &Arc<Inner>, work: impl FnOnce(&Context) -> T + Send + 'static) -> T {
+pub(super) async fn blocking<T: Send + 'static>(
+    inner: &Arc<Inner>,
+    work: impl FnOnce(&Context) -> T + Send + 'static,
+) -> T {
     let inner = inner.clone();
     match tokio::task::spawn_blocking(move || work(&inner.context)).await {
         Ok(result) => result,
@@ -442,7 +446,7 @@ struct Progress {
     line: Arc<Mutex<Option<String>>>,
 }
 
-impl image::Progress for Progress {
+impl Progress {
     fn line(&self, line: &str) {
         let last = self.line.lock().unwrap_or_else(PoisonError::into_inner).replace(line.to_owned());
         // The driver has not come to the last one yet, and will find this one instead.

@@ -4,6 +4,7 @@
 //! that holds a session and does it, [`steps`] is the order in which kernel objects are made and removed, [`inside`] runs
 //! processes in containers, [`registry`] knows which sessions there are and who may have one.
 
+mod build;
 mod client;
 mod driver;
 pub mod environment;
@@ -15,11 +16,12 @@ pub mod steps;
 mod variables;
 
 pub use self::{
+    build::BuildFailure,
     client::{Client, ToClient},
     driver::View,
     environment::Environment,
     leaks::{Leak, leaks},
     registry::Sessions,
-    steps::{Context, RLIMITS, SessionKey, egress},
+    steps::{Context, CreateError, RLIMITS, SessionKey, egress},
     variables::Variables,
 };

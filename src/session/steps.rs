@@ -19,13 +19,14 @@ use std::{
 };
 
 use super::{
+    build::BuildFailure,
     environment::{Environment, EnvironmentError, Life},
     leaks::session_in,
     variables::Variables,
 };
 use crate::{
     cgroup::{self, Cgroups},
-    config::{self, Config},
+    config::{self, Config, Mode},
     errors::chain,
     image::{self, Store},
     names::{InstanceTag, NameError, ProjectName, SessionId, UserName},
@@ -33,7 +34,7 @@ use crate::{
     project::Podfiles,
     protocol::{self, ContainerSpec, Rlimits, ToInit, wire},
     runtime::{self, Container, RuntimeError, Spawner, disk::DiskUse, rootfs::RootfsError},
-    state::{NewSession, Phase, SessionRecord, Slots, State, StateError},
+    state::{Kind, NewSession, Phase, SessionRecord, Slots, State, StateError},
     sys::seqpacket,
 };
 
@@ -109,6 +110,8 @@ pub enum CreateError {
     Image(String, #[source] image::ImageError),
     #[error("image {0} was removed in this moment; try again")]
     ImageRemoved(String),
+    #[error(transparent)]
+    Build(BuildFailure),
     #[error("the session was stopped while its image was fetched")]
     Stopped,
     #[error("the session cannot be recorded")]
@@ -130,12 +133,13 @@ pub enum CreateError {
 }
 
 impl CreateError {
-    /// What the user is told.
+    /// What the user is told: one line, and behind it the end of what a step that has failed has written.
     pub fn told(self) -> String {
         match self {
             Self::Environment(error) if error.is_private() => {
                 "the server's settings for this session are not valid; its log tells the administrator why".to_owned()
             }
+            Self::Build(failure) => failure.told(),
             other => chain(other),
         }
     }
@@ -150,7 +154,7 @@ pub struct DestroyError {
 }
 
 impl Context {
-    fn upper_parent(&self, id: &SessionId) -> PathBuf {
+    pub(super) fn upper_parent(&self, id: &SessionId) -> PathBuf {
         self.state_dir.join(id.as_str())
     }
 
@@ -174,17 +178,16 @@ impl Context {
         self.run_parent(id).join("init.sock")
     }
 
-    /// Pulls the image if it is not here. Blocks, perhaps for minutes; `progress` hears why.
-    pub fn ensure_image(&self, environment: &Environment, progress: &dyn image::Progress) -> Result<(), CreateError> {
-        let name = &environment.image.base;
+    /// The image that a build starts from; pulled if it is not here. Blocks, perhaps for minutes; `progress` hears why.
+    pub(super) fn ensure_base(&self, name: &str, progress: &dyn image::Progress) -> Result<image::Image, CreateError> {
         let reference = image_reference(name)?;
         match self.store.lookup(&reference) {
-            Ok(Some(_)) => Ok(()),
-            Ok(None) => match self.store.pull(&reference, progress) {
-                Ok(_) => Ok(()),
-                Err(error) => Err(CreateError::Pull(name.clone(), error)),
-            },
-            Err(error) => Err(CreateError::Image(name.clone(), error)),
+            Ok(Some(image)) => Ok(image),
+            Ok(None) => {
+                let pulled = self.store.pull(&reference, progress);
+                pulled.map_err(|error| CreateError::Pull(name.to_owned(), error))
+            }
+            Err(error) => Err(CreateError::Image(name.to_owned(), error)),
         }
     }
 
@@ -234,29 +237,39 @@ impl Context {
         environment: &Environment,
         config: &Config,
     ) -> Result<(image::Image, SessionRecord), CreateError> {
-        let name = &environment.image.base;
-        let unreadable = |error| CreateError::Image(name.clone(), error);
-        let reference = image_reference(name)?;
-        let _held = self.store.hold().map_err(unreadable)?;
-        let image = self.store.lookup(&reference).map_err(unreadable)?;
-        let image = image.ok_or_else(|| CreateError::ImageRemoved(name.clone()))?;
+        let image = &environment.image;
+        let _held = self.store.hold().map_err(|error| CreateError::Image(image.base.clone(), error))?;
+        let found = self.find_image(image)?.ok_or_else(|| CreateError::ImageRemoved(image.base.clone()))?;
+        let record = self.record(Kind::Session, key, environment.life.mode, &found, config)?;
+        Ok((found, record))
+    }
+
+    /// Writes the record of a container, which gives it its ids and its address. The caller holds the store.
+    pub(super) fn record(
+        &self,
+        kind: Kind,
+        key: &SessionKey,
+        mode: Mode,
+        image: &image::Image,
+        config: &Config,
+    ) -> Result<SessionRecord, CreateError> {
         let session = NewSession {
             id: new_id(),
+            kind,
             user: key.user.clone(),
             project: key.project.clone(),
             image: image.id.to_string(),
             image_reference: image.reference.clone(),
-            mode: environment.life.mode,
+            mode,
             created_at: SystemTime::now(),
             boot_id: self.boot_id.clone(),
         };
         let count = config.security.userns_count.min(self.addresses());
         let slots = Slots { count, first_id: config.security.userns_first };
-        let record = self.state.insert_session(&session, &[], slots).map_err(CreateError::Record)?;
-        Ok((image, record))
+        self.state.insert_session(&session, &[], slots).map_err(CreateError::Record)
     }
 
-    fn create_objects(
+    pub(super) fn create_objects(
         &self,
         key: &SessionKey,
         environment: &Environment,
@@ -350,7 +363,8 @@ impl Context {
         if failures.is_empty() { Ok(()) } else { Err(DestroyError { session: id.clone(), failures }) }
     }
 
-    fn end_container(&self, record: &SessionRecord, container: Option<Container>) -> Result<(), String> {
+    /// Ends every process of the container.
+    pub(super) fn end_container(&self, record: &SessionRecord, container: Option<Container>) -> Result<(), String> {
         let Some(container) = container.or_else(|| self.adopt(record)) else {
             // The spawner or the server may have died over a container that was never recorded.
             return runtime::kill_session(&self.tag, &record.id).map_err(chain);
@@ -405,7 +419,7 @@ impl Context {
     }
 }
 
-fn image_reference(name: &str) -> Result<image::Reference, CreateError> {
+pub(super) fn image_reference(name: &str) -> Result<image::Reference, CreateError> {
     name.parse().map_err(|error| CreateError::ImageName(name.to_owned(), error))
 }
 
