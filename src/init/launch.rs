@@ -49,7 +49,7 @@ const EXEC_LIMIT: Duration = Duration::from_secs(10);
 const CANNOT_EXECUTE: u8 = 126;
 const NOT_FOUND: u8 = 127;
 /// Our own.
-const FAILED: u8 = 125;
+pub(super) const FAILED: u8 = 125;
 
 /// What all processes of the session have in common.
 #[derive(Debug)]
@@ -80,7 +80,7 @@ pub(super) struct Refusal {
 }
 
 impl Refusal {
-    fn failed(what: &str, error: &io::Error) -> Self {
+    pub(super) fn failed(what: &str, error: &io::Error) -> Self {
         let hint = match error.raw_os_error() {
             Some(libc::EAGAIN) => " (the session's limit on processes is reached)",
             Some(libc::ENOSPC) => " (the session has as many terminals as it may have)",

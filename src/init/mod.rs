@@ -7,6 +7,7 @@
 //! ```text
 //! setup     steps in order: cgroup, ids, mounts, pivot_root, files, account, limits, privileges ─▶ Ready
 //! serve     the loop: listener, sockets, SIGCHLD, deadlines
+//! stays     the one process that does not end with who has started it
 //! launch    one process: pipes or terminal, ids, environment, exec; identity: whose ids
 //! sftp      a child that serves files instead of executing something
 //! stand_in  the same for commands of file transfers that the image has no program for, scp above all
@@ -30,6 +31,7 @@ mod setup;
 pub mod sftp;
 mod sockets;
 mod stand_in;
+mod stays;
 mod terminal;
 
 use std::{

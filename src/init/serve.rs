@@ -26,7 +26,8 @@ use super::{
     HANGUP_GRACE,
     account::Account,
     errands::{Asker, Errands},
-    launch::{Refusal, Surroundings},
+    launch::{Launched, Refusal, Surroundings},
+    stays::Main,
 };
 use crate::{
     protocol::{ContainerSpec, Exec, ExitStatus, FromInit, Identity, ToInit, wire},
@@ -63,6 +64,7 @@ pub(super) struct Init {
     next_client: u64,
     /// By pid: children that were started for somebody and have not been reaped.
     processes: BTreeMap<i32, Process>,
+    pub(super) main: Option<Main>,
     pub(super) errands: Errands,
     accept_again: Option<Instant>,
     /// Of the largest message's size.
@@ -85,6 +87,8 @@ struct Outgoing(Vec<u8>, Vec<OwnedFd>);
 struct Process {
     client: u64,
     id: u32,
+    /// It outlives its client.
+    stays: bool,
     /// When it will be killed, for one that was hung up.
     kill_at: Option<Instant>,
 }
@@ -110,6 +114,7 @@ impl Init {
             clients: BTreeMap::new(),
             next_client: 0,
             processes: BTreeMap::new(),
+            main: None,
             errands: Errands::default(),
             accept_again: None,
             buffer: vec![0; wire::MAX_MESSAGE],
@@ -219,6 +224,7 @@ impl Init {
         match message {
             Some(ToInit::Exec(exec)) => self.start(token, &exec),
             Some(ToInit::Restrict) => client.restricted = true,
+            Some(ToInit::Resume { id }) if !client.restricted => self.resume(token, id),
             Some(ToInit::Signal { id, signal }) => self.signal(token, id, signal),
             Some(ToInit::Release { id }) => {
                 self.hang_up(|process| process.client == token && process.id == id);
@@ -227,7 +233,7 @@ impl Init {
             Some(ToInit::Resolve { id, host }) => self.resolve(Asker { client: token, id }, host),
             Some(ToInit::Connect { id, to }) => self.connect(Asker { client: token, id }, to),
             Some(ToInit::Listen { id, on }) => self.listen(Asker { client: token, id }, on),
-            None => self.close(token),
+            Some(ToInit::Resume { .. }) | None => self.close(token),
         }
     }
 
@@ -239,8 +245,10 @@ impl Init {
             Some(format!("id {id} is in use"))
         } else if of_client.count() >= MAX_PROCESSES {
             Some(format!("this connection has {MAX_PROCESSES} processes already"))
-        } else if restricted && exec.identity != Identity::Session {
-            Some("only the session's user is allowed here".to_owned())
+        } else if restricted && (exec.identity != Identity::Session || exec.stays) {
+            Some("only processes of the session's user are allowed here".to_owned())
+        } else if exec.stays {
+            self.refuse_main(exec)
         } else {
             None
         };
@@ -250,7 +258,7 @@ impl Init {
         };
         match launched {
             Ok(launched) => {
-                self.processes.insert(launched.pid, Process { client: token, id, kill_at: None });
+                self.processes.insert(launched.pid, Process { client: token, id, stays: exec.stays, kill_at: None });
                 let pid = launched.pid.cast_unsigned();
                 self.send(token, &FromInit::Started { id, pid }, launched.ends);
             }
@@ -260,13 +268,28 @@ impl Init {
         }
     }
 
-    fn launch(&mut self, exec: &Exec) -> Result<super::launch::Launched, Refusal> {
+    fn launch(&mut self, exec: &Exec) -> Result<Launched, Refusal> {
         // Inherited by fork; our own goes back at once, which the kernel allows as it never was lower. Both can only
         // fail for want of memory, and then the process is no worse off than init.
         if let Err(_unchanged) = self.oom_score.write_all(OOM_SCORE) {}
         let launched = self.surroundings.launch(exec);
         if let Err(_unchanged) = self.oom_score.write_all(b"0") {}
-        launched
+        let launched = launched?;
+        if exec.stays
+            && let Err(error) = self.keep_main(&launched)
+        {
+            // Not reaped yet, so the pid is its own.
+            to_group(launched.pid, Signal::SIGKILL);
+            return Err(Refusal::failed("keep its output", &error));
+        }
+        Ok(launched)
+    }
+
+    /// From now on the process is this client's, which calls it `id`.
+    pub(super) fn give_to(&mut self, pid: i32, client: u64, id: u32) {
+        if let Some(process) = self.processes.get_mut(&pid) {
+            (process.client, process.id) = (client, id);
+        }
     }
 
     fn signal(&self, token: u64, id: u32, signal: i32) {
@@ -311,6 +334,7 @@ impl Init {
                     Ended::Code(code) => ExitStatus::Code(code),
                     Ended::Signal { signal, core_dumped } => ExitStatus::Signal { signal, core_dumped },
                 };
+                self.main_ended(pid, status);
                 self.send(process.client, &FromInit::Exited { id: process.id, status }, Vec::new());
             }
         }
@@ -341,7 +365,7 @@ impl Init {
 
     fn close(&mut self, token: u64) {
         if self.clients.remove(&token).is_some() {
-            self.hang_up(|process| process.client == token);
+            self.hang_up(|process| process.client == token && !process.stays);
             self.errands.release(|asker| asker.client == token);
         }
     }

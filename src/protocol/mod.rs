@@ -29,6 +29,7 @@ use crate::names::{ContainerId, ProjectName, SessionId, UserName};
 /// Processes of an older version go on running under a newer supervisor, which does not send them what they do not know:
 ///
 /// - 2: [`ToInit::Restrict`], [`Program::Argv`], and [`Exec`] with identity, working directory and variables.
+///   Services, which began with it, know [`ToInit::Resume`] and [`Exec::stays`] too.
 pub const VERSION: u32 = 2;
 
 /// The oldest version of a connection process that is taken over, or of an init that is talked to.
@@ -182,6 +183,10 @@ pub enum ToInit {
     Connect { id: u32, to: Address },
     /// Make sockets that listen.
     Listen { id: u32, on: Listen },
+    /// Take over what was started with [`Exec::stays`], also if it has ended: the answer is [`FromInit::Started`] with our
+    /// ends of stdout and stderr (two descriptors), or [`FromInit::Refused`]. Its end is told afterwards, as if it had been
+    /// started over this socket. Not possible on a socket that is restricted.
+    Resume { id: u32 },
     /// From now on, whatever is started over this socket runs as the session's user. The supervisor says so before it gives
     /// the socket to a connection process; it cannot be taken back.
     Restrict,
@@ -228,13 +233,18 @@ pub struct Exec {
     pub identity: Identity,
     #[serde(default)]
     pub variables: Variables,
+    /// It is what the container is there for: it is not hung up when the socket closes, its output waits for whoever
+    /// [resumes](ToInit::Resume) it, and when it ends everything else in the container is killed. One at a time, without a
+    /// terminal; its standard input is empty.
+    #[serde(default)]
+    pub stays: bool,
 }
 
 impl Exec {
     /// A process of the session's user, without a terminal and with the session's environment.
     pub fn new(id: u32, program: Program) -> Self {
         let (identity, variables) = (Identity::default(), Variables::default());
-        Self { id, program, pty: None, env: Vec::new(), cwd: None, identity, variables }
+        Self { id, program, pty: None, env: Vec::new(), cwd: None, identity, variables, stays: false }
     }
 }
 

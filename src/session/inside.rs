@@ -4,16 +4,19 @@
 //! init and the process say is input: lines and their sum are bounded, and there is no waiting without a limit but for a
 //! process that may run for ever.
 
-use std::{io, os::fd::OwnedFd, path::Path, time::Duration};
+use std::{io, net::SocketAddr, os::fd::OwnedFd, path::Path, time::Duration};
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::{
+    fcntl::{FcntlArg, OFlag, fcntl},
+    sys::socket::{getsockopt, sockopt},
+};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     time::timeout,
 };
 
 use crate::{
-    protocol::{Bytes, Exec, ExitStatus, FromInit, Identity, Program, ToInit, Variables, wire::AsyncSocket},
+    protocol::{Address, Bytes, Exec, ExitStatus, FromInit, Identity, Program, ToInit, Variables, wire::AsyncSocket},
     sys::{async_fd, seqpacket},
 };
 
@@ -67,6 +70,8 @@ pub struct Run {
     pub env: Vec<(String, String)>,
     /// How much output is passed on, in bytes. The rest is read and forgotten.
     pub output_limit: u64,
+    /// It does not end with its [`Process`], and can be [resumed](Process::resume).
+    pub stays: bool,
 }
 
 impl Run {
@@ -84,6 +89,7 @@ impl Run {
             cwd: None,
             env: Vec::new(),
             output_limit: 16 << 20,
+            stays: false,
         }
     }
 }
@@ -102,7 +108,7 @@ pub enum Source {
     Stderr,
 }
 
-/// A process that runs inside. Dropping it hangs it up: SIGHUP, and SIGKILL a little later.
+/// A process that runs inside. Dropping it hangs it up, unless it stays: SIGHUP, and SIGKILL a little later.
 pub struct Process {
     socket: AsyncSocket,
     pid: u32,
@@ -114,17 +120,29 @@ impl Process {
     /// Starts `run` in the container whose init listens at `socket`.
     pub async fn start(socket: &Path, run: Run) -> Result<Self, InsideError> {
         let socket = seqpacket::connect(socket).and_then(AsyncSocket::new).map_err(InsideError::Connect)?;
-        let Run { program, identity, variables, cwd, env, output_limit } = run;
+        let Run { program, identity, variables, cwd, env, output_limit, stays } = run;
         let bytes = |text: String| Bytes::from(text.into_bytes());
         let env = env.into_iter().map(|(name, value)| (bytes(name), bytes(value))).collect();
-        let exec = Exec { env, cwd, identity, variables, ..Exec::new(ID, program) };
+        let exec = Exec { env, cwd, identity, variables, stays, ..Exec::new(ID, program) };
+        Self::begin(socket, &ToInit::Exec(Box::new(exec)), output_limit).await
+    }
+
+    /// Takes over the process that [stays](Run::stays) in that container, also if it has ended; its output is passed on
+    /// without limit.
+    pub async fn resume(socket: &Path) -> Result<Self, InsideError> {
+        let socket = seqpacket::connect(socket).and_then(AsyncSocket::new).map_err(InsideError::Connect)?;
+        Self::begin(socket, &ToInit::Resume { id: ID }, u64::MAX).await
+    }
+
+    async fn begin(socket: AsyncSocket, message: &ToInit, output_limit: u64) -> Result<Self, InsideError> {
         let answer = timeout(ANSWER_LIMIT, async {
-            socket.send(&ToInit::Exec(Box::new(exec)), &[]).await?;
+            socket.send(message, &[]).await?;
             socket.recv::<FromInit>().await
         });
         match answer.await.map_err(|_elapsed| InsideError::Silent)? {
-            Ok(Some((FromInit::Started { pid, .. }, fds))) => {
-                let [_stdin, stdout, stderr] = <[OwnedFd; 3]>::try_from(fds).map_err(|_other| InsideError::Nonsense)?;
+            Ok(Some((FromInit::Started { pid, .. }, mut fds))) => {
+                // The first of three is its standard input, which one that is taken over has not.
+                let (Some(stderr), Some(stdout)) = (fds.pop(), fds.pop()) else { return Err(InsideError::Nonsense) };
                 let output = Output::new(stdout, stderr, output_limit).map_err(InsideError::Output)?;
                 Ok(Self { socket, pid, output: Some(output) })
             }
@@ -196,6 +214,33 @@ pub async fn run(
         Ok(_) => Err(InsideError::Gone),
         Err(_elapsed) => Err(InsideError::Silent),
     }
+}
+
+/// Tries to connect to a TCP address from inside the container, as its own processes would.
+///
+/// # Errors
+/// The outer one is about the container, the inner one says why there was no connection.
+pub async fn connect(socket: &Path, to: SocketAddr, limit: Duration) -> Result<io::Result<()>, InsideError> {
+    let socket = seqpacket::connect(socket).and_then(AsyncSocket::new).map_err(InsideError::Connect)?;
+    let answer = timeout(ANSWER_LIMIT, async {
+        socket.send(&ToInit::Connect { id: ID, to: Address::Tcp(to) }, &[]).await?;
+        socket.recv::<FromInit>().await
+    });
+    let connecting = match answer.await.map_err(|_elapsed| InsideError::Silent)? {
+        Ok(Some((FromInit::Connecting { .. }, mut fds))) => fds.pop().ok_or(InsideError::Nonsense)?,
+        Ok(Some((FromInit::Failed { message, .. }, _))) => return Ok(Err(io::Error::other(message))),
+        Ok(Some(_)) => return Err(InsideError::Nonsense),
+        Ok(None) | Err(_) => return Err(InsideError::Gone),
+    };
+    let connected = async {
+        let connecting = async_fd::register(connecting, Interest::WRITABLE)?;
+        drop(connecting.writable().await?);
+        match getsockopt(connecting.get_ref(), sockopt::SocketError)? {
+            0 => Ok(()),
+            error => Err(io::Error::from_raw_os_error(error)),
+        }
+    };
+    Ok(timeout(limit, connected).await.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into())))
 }
 
 /// Our ends of a process's output, and how much of it is still passed on.
