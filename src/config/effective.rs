@@ -7,8 +7,7 @@ use std::{
 };
 
 use super::{
-    Auth, Builds, Config, Defaults, Egress, Images, Log, MaxStartups, Mode, Network, Paths, Resources, Security,
-    Session,
+    Auth, Config, Defaults, Egress, Images, Log, MaxStartups, Mode, Network, Paths, Resources, Security, Session,
     load::{ConfigError, Source, ValueError},
     per_source, raw, units,
 };
@@ -124,7 +123,6 @@ pub(super) fn config(
         resources: resources(raw.resources.unwrap_or_default()),
         network: network(&fields, raw.network.unwrap_or_default())?,
         images: images(&fields, raw.images.unwrap_or_default())?,
-        builds: builds(&fields, raw.builds.unwrap_or_default())?,
         log: Log { file: log.file.map(PathBuf::from), audit_log: log.audit_log.map(PathBuf::from) },
         source,
     })
@@ -323,8 +321,4 @@ fn images(fields: &Fields<'_>, raw: raw::Images) -> Result<Images, ConfigError> 
         max_bytes: fields.size("images.max_size", raw.max_size, 64 << 30)?,
         max_entries: raw.max_entries.unwrap_or(4_000_000),
     })
-}
-
-fn builds(fields: &Fields<'_>, raw: raw::Builds) -> Result<Builds, ConfigError> {
-    Ok(Builds { step_timeout: fields.duration("builds.step_timeout", raw.step_timeout.as_deref(), "30m")? })
 }

@@ -62,7 +62,6 @@ pub struct Config {
     pub resources: Resources,
     pub network: Network,
     pub images: Images,
-    pub builds: Builds,
     pub log: Log,
     /// Where values came from, for [`Config::reload_if_changed`] and `config check`.
     pub source: load::Source,
@@ -225,12 +224,6 @@ pub struct Images {
     /// Bytes that one image may unpack to, and entries that it may have.
     pub max_bytes: u64,
     pub max_entries: u64,
-}
-
-#[derive(Debug, Clone)]
-pub struct Builds {
-    /// How long each command of a step may take.
-    pub step_timeout: Duration,
 }
 
 #[derive(Debug, Clone)]

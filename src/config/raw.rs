@@ -40,7 +40,6 @@ section! {
         resources: Resources,
         network: Network,
         images: Images,
-        builds: Builds,
         projects_file: String,
     } later { metrics, volumes, }
 }
@@ -159,12 +158,6 @@ section! {
     } later { registries, keep_free, }
 }
 
-section! {
-    Builds {
-        step_timeout: String,
-    } later { }
-}
-
 /// One address or a list of them.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
@@ -217,7 +210,6 @@ impl File {
         add("security.userns", userns.map(Userns::unsupported));
         add("network", self.network.as_ref().map(Network::unsupported));
         add("images", self.images.as_ref().map(Images::unsupported));
-        add("builds", self.builds.as_ref().map(Builds::unsupported));
         all
     }
 }

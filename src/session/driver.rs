@@ -1,5 +1,7 @@
 //! The one task that holds a session: it feeds the state machine and carries its actions out.
 
+mod services;
+
 use std::{
     collections::HashMap,
     os::fd::OwnedFd,
@@ -14,10 +16,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    build,
     client::{Client, ToClient},
     environment::{Environment, Life},
     registry::Inner,
+    services::Services,
     state::{Action, ConnectionId, Creating, Grace, Next, Policy, Reason, Running, State, Stopping},
     steps::{self, Context, CreateError, Live, SessionKey},
 };
@@ -25,6 +27,7 @@ use crate::{
     audit,
     config::Config,
     errors::chain,
+    image,
     state::{Phase, SessionRecord},
     sys::async_fd,
 };
@@ -71,6 +74,7 @@ pub(super) struct Driver {
     record: Option<SessionRecord>,
     container: Option<crate::runtime::Container>,
     init: Option<AsyncFd<OwnedFd>>,
+    services: Option<Services>,
     retry: Duration,
     /// The latest line about the image, until it has been passed on.
     progress: Arc<Mutex<Option<String>>>,
@@ -97,6 +101,7 @@ impl Driver {
             record: None,
             container: None,
             init: None,
+            services: None,
             retry: RETRY_MIN,
             progress: Arc::default(),
             creation: CancellationToken::new(),
@@ -142,7 +147,9 @@ impl Driver {
             }
             (Some(_), Phase::Creating | Phase::Stopping, _) | (None, ..) => Stopping::adopted(Reason::Reconcile),
         };
+        let services = container.as_ref().and_then(|_| services::adopt(&inner, &record));
         let mut driver = Self::new(inner, key, mailbox, events, policy);
+        driver.services = services;
         driver.clients = clients.into_iter().map(|client| (client.id, client)).collect();
         driver.record = Some(record);
         driver.watch(container);
@@ -226,6 +233,7 @@ impl Driver {
                     self.policy = policy(&live.life, live.record.created_at);
                     self.record = Some(live.record);
                     self.watch(Some(live.container));
+                    self.services = live.services;
                     creating.created(now, &self.policy)
                 }
                 (state, _) => (state, vec![]),
@@ -315,39 +323,47 @@ impl Driver {
         let (inner, key, mailbox) = (self.inner.clone(), self.key.clone(), self.mailbox.clone());
         let (progress, stopped) = (self.progress.clone(), self.creation.clone());
         tokio::spawn(async move {
-            let progress = Progress { mailbox: mailbox.clone(), line: progress };
-            let prepared = async {
-                let environment = blocking(&inner, {
-                    let (key, config) = (key.clone(), config.clone());
-                    move |context| Environment::of(&key, &config, &context.podfiles)
-                });
-                let environment = environment.await?;
-                build::ensure(&inner, &environment.image, &config, |line| progress.line(line)).await?;
-                Ok(environment)
-            };
-            // A build goes on in the background, for the next one who wants the image.
+            let progress = Arc::new(Progress { mailbox: mailbox.clone(), line: progress });
+            let prepared = blocking(&inner, {
+                let (key, config, progress) = (key.clone(), config.clone(), progress.clone());
+                move |context| -> Result<Environment, CreateError> {
+                    let environment = Environment::of(&key, &config, &context.podfiles)?;
+                    context.ensure_image(&environment, &*progress)?;
+                    context.ensure_service_images(&environment, &*progress)?;
+                    Ok(environment)
+                }
+            });
+            // A download goes on in the background, for the next one who wants the image.
             let prepared = stopped.run_until_cancelled(prepared).await;
             let result = match prepared {
                 None => Err(CreateError::Stopped),
                 Some(Err(error)) => Err(error),
                 Some(Ok(environment)) => {
-                    let _turn = inner.creation_turn().await;
-                    blocking(&inner, move |context| context.create(&key, &environment, &config)).await
+                    let created = {
+                        let _turn = inner.creation_turn().await;
+                        blocking(&inner, move |context| context.create(&key, &environment, &config)).await
+                    };
+                    match created {
+                        Ok(live) => services::start(&inner, Box::new(live), progress, &stopped).await,
+                        Err(error) => Err(error),
+                    }
                 }
             };
             // The driver outlives its creation, except when the whole process ends.
-            let _ = mailbox.send(Event::Created(result.map(Box::new).map_err(Box::new)));
+            let _ = mailbox.send(Event::Created(result.map_err(Box::new)));
         });
     }
 
     fn start_destruction(&mut self, delay: Option<Duration>) {
         let Some(record) = self.record.clone() else { return };
         let (inner, mailbox, container) = (self.inner.clone(), self.mailbox.clone(), self.container.take());
+        let services = self.services.take();
         self.init = None;
         tokio::spawn(async move {
             if let Some(delay) = delay {
                 tokio::time::sleep(delay).await;
             }
+            services::stop(services, &record).await;
             let result = blocking(&inner, move |context| context.destroy(&record, container)).await;
             // As above.
             let _ = mailbox.send(Event::Destroyed(result));
@@ -388,10 +404,7 @@ impl Driver {
 }
 
 /// Runs kernel work on a thread that may block. A panic in it is passed on.
-pub(super) async fn blocking<T: Send + 'static>(
-    inner: &Arc<Inner>,
-    work: impl FnOnce(&Context) -> T + Send + 'static,
-) -> T {
+async fn blocking<T: Send + 'static>(inner: &Arc<Inner>, work: impl FnOnce(&Context) -> T + Send + 'static) -> T {
     let inner = inner.clone();
     match tokio::task::spawn_blocking(move || work(&inner.context)).await {
         Ok(result) => result,
@@ -446,7 +459,7 @@ struct Progress {
     line: Arc<Mutex<Option<String>>>,
 }
 
-impl Progress {
+impl image::Progress for Progress {
     fn line(&self, line: &str) {
         let last = self.line.lock().unwrap_or_else(PoisonError::into_inner).replace(line.to_owned());
         // The driver has not come to the last one yet, and will find this one instead.

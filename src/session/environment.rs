@@ -184,6 +184,17 @@ impl Environment {
         self.limits.pids_max = resources.pids.or(self.limits.pids_max);
     }
 
+    /// Services run as their images say. Nobody is made for them.
+    pub fn account_of_services(&self) -> Account {
+        Account { user: None, sudo: false, ..self.account.clone() }
+    }
+
+    /// The profile of services: the session's, but that none of them needs sudo.
+    pub fn security_of_services(&self, config: &Config) -> SecuritySpec {
+        let no_new_privileges = config.security.no_new_privileges.unwrap_or(true);
+        SecuritySpec { no_new_privileges, ..self.security.clone() }
+    }
+
     fn become_root(&mut self, config: &Config) {
         self.account.user = None;
         self.account.sudo = false;

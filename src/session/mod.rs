@@ -1,27 +1,29 @@
 //! One container with its services for each (user, project): where the leaves meet.
 //!
 //! [`Environment`] is what one is made from, [`state`] decides what happens in a session's life, the driver is the one task
-//! that holds a session and does it, [`steps`] is the order in which kernel objects are made and removed, [`inside`] runs
-//! processes in containers, [`registry`] knows which sessions there are and who may have one.
+//! that holds a session and does it, [`steps`] is the order in which kernel objects are made and removed, `services` are
+//! started and kept in theirs, [`inside`] runs processes in containers, [`registry`] knows which sessions there are and who
+//! may have one.
 
-mod build;
 mod client;
+mod containers;
 mod driver;
 pub mod environment;
 pub mod inside;
 mod leaks;
+pub mod log;
 pub mod registry;
+mod services;
 pub mod state;
 pub mod steps;
 mod variables;
 
 pub use self::{
-    build::BuildFailure,
     client::{Client, ToClient},
     driver::View,
     environment::Environment,
     leaks::{Leak, leaks},
     registry::Sessions,
-    steps::{Context, CreateError, RLIMITS, SessionKey, egress},
+    steps::{Context, RLIMITS, SessionKey, egress, leases},
     variables::Variables,
 };

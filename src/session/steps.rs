@@ -1,11 +1,13 @@
 //! The steps that make a session, in order, and the same list backwards that removes it.
 //!
-//! 1. **record**: the row in the database, before anything else exists, so that a crash at any later point leaves
+//! 1. **record**: the rows in the database, before anything else exists, so that a crash at any later point leaves
 //!    something to find it by;
-//! 2. **directories**: upperdir, workdir and the listening socket of init;
-//! 3. **cgroup** with its limits;
-//! 4. **network**: namespace, veth pair, rules;
-//! 5. **container**: namespaces, mounts, init.
+//! 2. **addresses** of all its containers, as each is to know those of the others;
+//! 3. **cgroup** with its limits, and one for each container where there are services;
+//! 4. the user's container and those of services, each with **directories**, **network** (namespace, veth pair, rules) and
+//!    then **init** with its namespaces and mounts (see [`containers`](super::containers)).
+//!
+//! What services do is started later ([`services`](super::services)).
 //!
 //! Removing is idempotent and needs nothing but the record, so that undoing a failed creation, ending a session and
 //! cleaning up after a crash are the same code. The record goes last.
@@ -13,39 +15,40 @@
 use std::{
     collections::BTreeSet,
     io,
+    net::Ipv4Addr,
     os::fd::{AsFd, OwnedFd},
+    panic::resume_unwind,
     path::PathBuf,
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 use super::{
-    build::BuildFailure,
+    containers::{Blueprint, image_env},
     environment::{Environment, EnvironmentError, Life},
     leaks::session_in,
+    services::{Plan, PlanError, ServiceError, Services},
     variables::Variables,
 };
 use crate::{
     cgroup::{self, Cgroups},
-    config::{self, Config, Mode},
-    errors::chain,
-    image::{self, Store},
-    names::{InstanceTag, NameError, ProjectName, SessionId, UserName},
+    config::{self, Config},
+    errors::{chain, printable},
+    image::{self, Image, Store},
+    names::{ContainerId, InstanceTag, NameError, ProjectName, SessionId, UserName},
     network::{self, Egress, Lease, Network, Subnet},
+    podfile,
     project::Podfiles,
-    protocol::{self, ContainerSpec, Rlimits, ToInit, wire},
+    protocol::{self, Rlimits, ToInit, wire},
     runtime::{self, Container, RuntimeError, Spawner, disk::DiskUse, rootfs::RootfsError},
-    state::{Kind, NewSession, Phase, SessionRecord, Slots, State, StateError},
+    state::{NewService, NewSession, Phase, SessionRecord, Slots, State, StateError},
     sys::seqpacket,
 };
 
 /// Limits of every process of a session. No core files: where they go (core_pattern) is the host's to say.
 pub const RLIMITS: Rlimits = Rlimits { nofile_soft: 1024, nofile_hard: 65_536, core: 0, memlock: 8 << 20 };
 
-/// Connections to init that may wait to be accepted.
-const INIT_BACKLOG: i32 = 64;
-
-/// Until when a killed container must be gone. The kernel needs milliseconds; a stuck device may take longer.
-const KILL_LIMIT: Duration = Duration::from_secs(10);
+/// Images that are pulled at once for the services of a session; more only share the line.
+const PULLS: usize = 4;
 
 /// Who a session belongs to. There is at most one that is not being removed for each key.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -95,6 +98,15 @@ pub struct Live {
     pub record: SessionRecord,
     pub container: Container,
     pub life: Life,
+    /// Once they are ready, if there are any.
+    pub services: Option<Services>,
+}
+
+/// What containers of a session are made from.
+struct Images {
+    session: Image,
+    /// In the order of the services.
+    services: Vec<Image>,
 }
 
 /// Why a session could not be made. The text is shown to the user.
@@ -110,9 +122,11 @@ pub enum CreateError {
     Image(String, #[source] image::ImageError),
     #[error("image {0} was removed in this moment; try again")]
     ImageRemoved(String),
+    #[error("service {0} cannot be run")]
+    Plan(String, #[source] PlanError),
     #[error(transparent)]
-    Build(BuildFailure),
-    #[error("the session was stopped while its image was fetched")]
+    Service(#[from] ServiceError),
+    #[error("the session was stopped while it was being made")]
     Stopped,
     #[error("the session cannot be recorded")]
     Record(#[source] StateError),
@@ -133,13 +147,16 @@ pub enum CreateError {
 }
 
 impl CreateError {
-    /// What the user is told: one line, and behind it the end of what a step that has failed has written.
+    /// What the user is told.
     pub fn told(self) -> String {
         match self {
             Self::Environment(error) if error.is_private() => {
                 "the server's settings for this session are not valid; its log tells the administrator why".to_owned()
             }
-            Self::Build(failure) => failure.told(),
+            Self::Service(error) => {
+                let lines = error.lines().to_vec();
+                lines.iter().fold(chain(error), |told, line| format!("{told}\n  | {}", printable(line)))
+            }
             other => chain(other),
         }
     }
@@ -154,7 +171,7 @@ pub struct DestroyError {
 }
 
 impl Context {
-    pub(super) fn upper_parent(&self, id: &SessionId) -> PathBuf {
+    fn upper_parent(&self, id: &SessionId) -> PathBuf {
         self.state_dir.join(id.as_str())
     }
 
@@ -175,20 +192,43 @@ impl Context {
 
     /// The socket that the session's init listens on.
     pub fn init_socket(&self, id: &SessionId) -> PathBuf {
-        self.run_parent(id).join("init.sock")
+        self.socket(&id.clone().into())
     }
 
-    /// The image that a build starts from; pulled if it is not here. Blocks, perhaps for minutes; `progress` hears why.
-    pub(super) fn ensure_base(&self, name: &str, progress: &dyn image::Progress) -> Result<image::Image, CreateError> {
+    /// Pulls the image if it is not here. Blocks, perhaps for minutes; `progress` hears why.
+    pub fn ensure_image(&self, environment: &Environment, progress: &dyn image::Progress) -> Result<(), CreateError> {
+        self.ensure(&environment.image.base, progress)
+    }
+
+    fn ensure(&self, name: &str, progress: &dyn image::Progress) -> Result<(), CreateError> {
         let reference = image_reference(name)?;
         match self.store.lookup(&reference) {
-            Ok(Some(image)) => Ok(image),
-            Ok(None) => {
-                let pulled = self.store.pull(&reference, progress);
-                pulled.map_err(|error| CreateError::Pull(name.to_owned(), error))
-            }
+            Ok(Some(_)) => Ok(()),
+            Ok(None) => match self.store.pull(&reference, progress) {
+                Ok(_) => Ok(()),
+                Err(error) => Err(CreateError::Pull(name.to_owned(), error)),
+            },
             Err(error) => Err(CreateError::Image(name.to_owned(), error)),
         }
+    }
+
+    /// Pulls the images of services that are not here, several at once. Blocks, perhaps for minutes.
+    pub fn ensure_service_images(
+        &self,
+        environment: &Environment,
+        progress: &dyn image::Progress,
+    ) -> Result<(), CreateError> {
+        let images: BTreeSet<String> = environment.services.iter().map(|service| service.image.to_string()).collect();
+        let images: Vec<String> = images.into_iter().collect();
+        for together in images.chunks(PULLS) {
+            std::thread::scope(|scope| {
+                let pulls: Vec<_> = together.iter().map(|name| scope.spawn(|| self.ensure(name, progress))).collect();
+                let results = pulls.into_iter().map(|pull| pull.join().unwrap_or_else(|panic| resume_unwind(panic)));
+                // All are waited for: the scope does that anyway.
+                results.fold(Ok(()), Result::and)
+            })?;
+        }
+        Ok(())
     }
 
     /// A socket to the session's init for a connection process, which may do with it what the session's user may.
@@ -218,9 +258,9 @@ impl Context {
     }
 
     fn try_create(&self, key: &SessionKey, environment: &Environment, config: &Config) -> Result<Live, CreateError> {
-        let (image, mut record) = self.reserve(key, environment, config)?;
-        match self.create_objects(key, environment, config, &image, &mut record) {
-            Ok(container) => Ok(Live { record, container, life: environment.life }),
+        let (images, mut record) = self.reserve(key, environment, config)?;
+        match self.create_objects(key, environment, config, &images, &mut record) {
+            Ok(container) => Ok(Live { record, container, life: environment.life, services: None }),
             Err(error) => {
                 if let Err(left) = self.destroy(&record, None) {
                     tracing::error!(session = %record.id, "{left}");
@@ -230,106 +270,129 @@ impl Context {
         }
     }
 
-    /// Writes the record. Nobody may prune the image between our finding it and the row that says it is in use.
+    /// Writes the record. Nobody may prune an image between our finding it and the row that says it is in use.
     fn reserve(
         &self,
         key: &SessionKey,
         environment: &Environment,
         config: &Config,
-    ) -> Result<(image::Image, SessionRecord), CreateError> {
-        let image = &environment.image;
-        let _held = self.store.hold().map_err(|error| CreateError::Image(image.base.clone(), error))?;
-        let found = self.find_image(image)?.ok_or_else(|| CreateError::ImageRemoved(image.base.clone()))?;
-        let record = self.record(Kind::Session, key, environment.life.mode, &found, config)?;
-        Ok((found, record))
-    }
-
-    /// Writes the record of a container, which gives it its ids and its address. The caller holds the store.
-    pub(super) fn record(
-        &self,
-        kind: Kind,
-        key: &SessionKey,
-        mode: Mode,
-        image: &image::Image,
-        config: &Config,
-    ) -> Result<SessionRecord, CreateError> {
+    ) -> Result<(Images, SessionRecord), CreateError> {
+        let name = &environment.image.base;
+        let unreadable = |error| CreateError::Image(name.clone(), error);
+        let _held = self.store.hold().map_err(unreadable)?;
+        let image = self.find_image(name)?;
+        let mut of_services = Vec::new();
+        let mut services = Vec::new();
+        for service in &environment.services {
+            let image = self.find_image(&service.image.to_string())?;
+            services.push(NewService {
+                name: service.name.clone(),
+                image: image.id.to_string(),
+                image_reference: image.reference.clone(),
+                plan: Plan::new(service, &image)
+                    .map_err(|error| CreateError::Plan(service.name.clone(), error))?
+                    .to_text(),
+            });
+            of_services.push(image);
+        }
         let session = NewSession {
             id: new_id(),
-            kind,
             user: key.user.clone(),
             project: key.project.clone(),
             image: image.id.to_string(),
             image_reference: image.reference.clone(),
-            mode,
+            mode: environment.life.mode,
             created_at: SystemTime::now(),
             boot_id: self.boot_id.clone(),
         };
         let count = config.security.userns_count.min(self.addresses());
         let slots = Slots { count, first_id: config.security.userns_first };
-        self.state.insert_session(&session, &[], slots).map_err(CreateError::Record)
+        let record = self.state.insert_session(&session, &services, slots).map_err(CreateError::Record)?;
+        Ok((Images { session: image, services: of_services }, record))
     }
 
-    pub(super) fn create_objects(
+    fn find_image(&self, name: &str) -> Result<Image, CreateError> {
+        let found = self.store.lookup(&image_reference(name)?);
+        let found = found.map_err(|error| CreateError::Image(name.to_owned(), error))?;
+        found.ok_or_else(|| CreateError::ImageRemoved(name.to_owned()))
+    }
+
+    fn create_objects(
         &self,
         key: &SessionKey,
         environment: &Environment,
         config: &Config,
-        image: &image::Image,
+        images: &Images,
         record: &mut SessionRecord,
     ) -> Result<Container, CreateError> {
-        let address = self.network.address(record.slot).ok_or(CreateError::AddressesExhausted)?;
-        self.state.set_address(&record.id.clone().into(), address).map_err(CreateError::Record)?;
+        let session = ContainerId::from(record.id.clone());
+        let address = self.give_address(&session, record.slot)?;
         record.address = Some(address);
-        let id = &record.id;
-        let lease = Lease { container: id.clone().into(), address };
-        let id_base = record.id_base;
+        let mut services = Vec::new();
+        for service in &mut record.services {
+            let id = ContainerId::of_service(&record.id, service.place);
+            let address = self.give_address(&id, service.slot)?;
+            service.address = Some(address);
+            services.push((id, address, service.name.clone(), service.id_base));
+        }
+        let hostname = key.project.as_ref().map_or(key.user.as_str(), |p| p.as_str()).to_owned();
+        // Services come first, since it is by their names that they are looked for.
+        let names = services.iter().map(|(_, address, name, _)| (name.as_str(), *address));
+        let hosts = network::hosts_file(names.chain([(hostname.as_str(), address)]));
 
-        let directory = self.upper_parent(id);
-        runtime::rootfs::prepare(&directory, id_base).map_err(CreateError::Rootfs)?;
-        let run = self.run_parent(id);
-        std::fs::create_dir_all(&run).map_err(|e| CreateError::Directory(run.clone(), e))?;
-        let listener = seqpacket::listen(&self.init_socket(id), INIT_BACKLOG)
-            .map_err(|e| CreateError::Directory(self.init_socket(id), e))?;
-
-        let cgroup = self.cgroups.create(id, &environment.limits).map_err(CreateError::Cgroup)?;
-        let (join, join_fds) = cgroup.join().map_err(CreateError::Cgroup)?;
+        let whole = self.cgroups.create(&record.id, &environment.limits).map_err(CreateError::Cgroup)?;
+        let part = |id: &ContainerId, limits: &cgroup::Limits| whole.child(id, limits).map_err(CreateError::Cgroup);
+        let cgroup = if services.is_empty() { &whole } else { &part(&session, &cgroup::Limits::default())? };
 
         // The configuration may have changed since the last session.
         self.network.set_egress(&egress(config)).map_err(CreateError::Network)?;
-        let segment = self.network.create(&lease).map_err(CreateError::Network)?;
-
-        let hostname = key.project.as_ref().map_or(key.user.as_str(), |p| p.as_str()).to_owned();
-        let spec = ContainerSpec {
-            container: id.clone().into(),
-            hosts: network::hosts_file([(hostname.as_str(), lease.address)]),
+        let of_image = image_env(&images.session);
+        let container = self.make_container(Blueprint {
+            id: session,
+            id_base: record.id_base,
+            address,
+            image: &images.session,
+            cgroup,
             hostname,
-            id_base,
-            layers_root: self.store.layers_root(),
-            layers: image.layers.clone(),
-            upperdir: directory.join("upper"),
-            workdir: directory.join("work"),
-            cgroup: join,
+            hosts: hosts.clone(),
             account: environment.account.clone(),
-            env: Variables { key, session: id, image: &image_env(image) }.with(&environment.env)?,
-            workdir_inside: environment.workdir.clone(),
-            resolv_conf: network::resolv_conf(self.network.gateway()),
+            env: Variables { key, session: &record.id, image: &of_image }.with(&environment.env)?,
+            workdir: environment.workdir.clone(),
             security: environment.security.clone(),
-            rlimits: RLIMITS,
-            shm_bytes: 64 << 20,
-        };
-        let join_fds: Vec<_> = join_fds.iter().map(OwnedFd::as_fd).collect();
-        let container = self
-            .spawner
-            .create(&spec, segment.netns.as_fd(), listener.as_fd(), &join_fds)
-            .map_err(CreateError::Container)?;
+        })?;
         let starttime = container.starttime().map_err(CreateError::Died)?;
-        record.init = Some((container.pid(), starttime));
-        record.init_version = protocol::VERSION;
-        let pid = container.pid();
-        self.state
-            .set_container(&record.id.clone().into(), pid, starttime, protocol::VERSION)
-            .map_err(CreateError::Record)?;
+        (record.init, record.init_version) = (Some((container.pid(), starttime)), protocol::VERSION);
+
+        for (index, (id, address, name, id_base)) in services.into_iter().enumerate() {
+            let (service, image) = (&environment.services[index], &images.services[index]);
+            let mut env = vec![("HOSTNAME".to_owned(), name.clone())];
+            env.extend(image_env(image));
+            let own: Vec<_> = service.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+            let container = self.make_container(Blueprint {
+                cgroup: &part(&id, &service_limits(service).within(&environment.limits))?,
+                id,
+                id_base,
+                address,
+                image,
+                hostname: name,
+                hosts: hosts.clone(),
+                account: environment.account_of_services(),
+                env: Variables { key, session: &record.id, image: &env }.with(&own)?,
+                workdir: None,
+                security: environment.security_of_services(config),
+            })?;
+            let starttime = container.starttime().map_err(CreateError::Died)?;
+            let service = &mut record.services[index];
+            (service.init, service.init_version) = (Some((container.pid(), starttime)), protocol::VERSION);
+        }
         Ok(container)
+    }
+
+    /// Records the address of a container's slot.
+    fn give_address(&self, id: &ContainerId, slot: u32) -> Result<Ipv4Addr, CreateError> {
+        let address = self.network.address(slot).ok_or(CreateError::AddressesExhausted)?;
+        self.state.set_address(id, address).map_err(CreateError::Record)?;
+        Ok(address)
     }
 
     /// Removes all that the record may stand for, whatever of it exists, and then the record. Blocks.
@@ -345,11 +408,10 @@ impl Context {
             }
         };
         attempt("record", self.state.set_phase(id, Phase::Stopping).map_err(chain));
-        attempt("container", self.end_container(record, container));
+        attempt("container", self.end_containers(record, container));
         let cgroup = self.cgroups.adopt(id);
         attempt("cgroup", cgroup.kill().and_then(|()| cgroup.destroy()).map_err(chain));
-        if let Some(address) = record.address {
-            let lease = Lease { container: id.clone().into(), address };
+        for lease in leases(record) {
             attempt("network", self.network.destroy(&lease).map_err(chain));
         }
         for directory in [self.run_parent(id), self.upper_parent(id)] {
@@ -361,20 +423,6 @@ impl Context {
             failures.push(format!("record: {}", chain(error)));
         }
         if failures.is_empty() { Ok(()) } else { Err(DestroyError { session: id.clone(), failures }) }
-    }
-
-    /// Ends every process of the container.
-    pub(super) fn end_container(&self, record: &SessionRecord, container: Option<Container>) -> Result<(), String> {
-        let Some(container) = container.or_else(|| self.adopt(record)) else {
-            // The spawner or the server may have died over a container that was never recorded.
-            return runtime::kill_session(&self.tag, &record.id).map_err(chain);
-        };
-        container.kill().map_err(chain)?;
-        if container.wait(KILL_LIMIT) {
-            Ok(())
-        } else {
-            Err(format!("init (pid {}) is still there {} s after SIGKILL", container.pid(), KILL_LIMIT.as_secs()))
-        }
     }
 
     /// The ids of sessions that directories, cgroups and processes have in their names, with or without a record. What
@@ -408,18 +456,25 @@ impl Context {
         }
         if failures.is_empty() { Ok(()) } else { Err(DestroyError { session: id.clone(), failures }) }
     }
-
-    /// The running container of a record that an earlier supervisor wrote, if it still runs.
-    pub fn adopt(&self, record: &SessionRecord) -> Option<Container> {
-        if record.boot_id != self.boot_id {
-            return None;
-        }
-        let (pid, starttime) = record.init?;
-        Container::adopt(pid, starttime)
-    }
 }
 
-pub(super) fn image_reference(name: &str) -> Result<image::Reference, CreateError> {
+/// The addresses of all containers of a session, as far as they have one.
+pub fn leases(record: &SessionRecord) -> Vec<Lease> {
+    let own = record.address.map(|address| Lease { container: record.id.clone().into(), address });
+    let of_services = record.services.iter().filter_map(|service| {
+        let container = ContainerId::of_service(&record.id, service.place);
+        service.address.map(|address| Lease { container, address })
+    });
+    own.into_iter().chain(of_services).collect()
+}
+
+/// The part of the session's budget that a service may have.
+fn service_limits(service: &podfile::Service) -> cgroup::Limits {
+    let podfile::Resources { cpus, memory, pids, disk: _ } = &service.resources;
+    cgroup::Limits { cpus: *cpus, memory_max: memory.map(|podfile::Bytes(bytes)| bytes), pids_max: *pids }
+}
+
+fn image_reference(name: &str) -> Result<image::Reference, CreateError> {
     name.parse().map_err(|error| CreateError::ImageName(name.to_owned(), error))
 }
 
@@ -437,14 +492,4 @@ pub fn egress(config: &Config) -> Egress {
             Egress::Only(networks.iter().filter_map(|(address, prefix)| Subnet::new(*address, *prefix)).collect())
         }
     }
-}
-
-/// The image's `Env` as pairs; entries that are not `NAME=value` say nothing and are left out.
-fn image_env(image: &image::Image) -> Vec<(String, String)> {
-    let env = image.config.config().as_ref().and_then(|config| config.env().clone()).unwrap_or_default();
-    env.iter()
-        .filter_map(|entry| entry.split_once('='))
-        .filter(|(name, value)| !name.is_empty() && !name.contains('\0') && !value.contains('\0'))
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .collect()
 }

@@ -32,19 +32,16 @@ use crate::{
     errors::chain,
     image::{ImageError, Store},
     network::{
-        self, Lease, Network, NetworkError, Subnet,
+        self, Network, NetworkError, Subnet,
         dns::{Forwarder, Upstreams},
     },
     project::Podfiles,
     protocol::HostKey,
     runtime::{RuntimeError, Spawner},
     session::{self, Context, RLIMITS, Sessions, state::Reason},
-    state::{SessionRecord, State, StateError},
+    state::{State, StateError},
     sys::memory,
 };
-
-/// How long builds may take to end when the server does.
-const BUILDS_LIMIT: Duration = Duration::from_secs(15);
 
 /// How long to wait before the network's rules are looked at again after that has failed.
 const RULES_BACK_OFF: Duration = Duration::from_secs(1);
@@ -167,7 +164,6 @@ pub(super) async fn start(config: Config) -> Result<(), StartError> {
         _ = terminate.recv() => false,
     };
     tasks.shutdown().await;
-    end_builds(&supervisor).await;
     if everything {
         tracing::info!("ending every session");
         supervisor.sessions.stop_all(&Reason::Shutdown);
@@ -194,13 +190,6 @@ fn keep_secret(host_keys: &[HostKey]) {
     let locked = host_keys.iter().try_for_each(|key| memory::keep_secret(&key.0));
     if let Err(error) = locked.and_then(|()| prctl::set_dumpable(false).map_err(io::Error::from)) {
         tracing::warn!("host keys may come into swap or core dumps: {error}");
-    }
-}
-
-/// Builds belong to this supervisor alone.
-async fn end_builds(supervisor: &Supervisor) {
-    if !supervisor.sessions.end_builds(BUILDS_LIMIT).await {
-        tracing::error!("some builds do not end; the next start will remove what is left of them");
     }
 }
 
@@ -232,8 +221,7 @@ fn open_leaves(config: &Config) -> Result<Context, StartError> {
         former_pool: state.pool()?.and_then(|pool| pool.parse().ok()),
         egress: session::egress(config),
     };
-    let live = |record: SessionRecord| Some(Lease { container: record.id.into(), address: record.address? });
-    let live: Vec<_> = state.sessions()?.into_iter().filter_map(live).collect();
+    let live: Vec<_> = state.sessions()?.iter().flat_map(session::leases).collect();
     let network = Network::open(&settings, &live)?;
     state.set_pool(&network.pool().to_string())?;
     let spawner = Spawner::start(&paths.run_dir.join("spawner"), &config.instance)?;

@@ -1,0 +1,138 @@
+//! One container of a session, the user's or a service's: from its directories to its init, and to the end of that.
+
+use std::{
+    net::Ipv4Addr,
+    os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
+    time::Duration,
+};
+
+use super::steps::{Context, CreateError, RLIMITS};
+use crate::{
+    cgroup::Cgroup,
+    errors::chain,
+    image::Image,
+    names::ContainerId,
+    network::{self, Lease},
+    protocol::{self, Account, ContainerSpec, SecuritySpec},
+    runtime::{self, Container},
+    state::SessionRecord,
+    sys::seqpacket,
+};
+
+/// Connections to init that may wait to be accepted.
+const INIT_BACKLOG: i32 = 64;
+
+/// Until when a killed container must be gone. The kernel needs milliseconds; a stuck device may take longer.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+
+/// What a container is made from. Its address is recorded.
+pub(super) struct Blueprint<'a> {
+    pub id: ContainerId,
+    pub id_base: u32,
+    pub address: Ipv4Addr,
+    pub image: &'a Image,
+    pub cgroup: &'a Cgroup,
+    pub hostname: String,
+    pub hosts: String,
+    pub account: Account,
+    pub env: Vec<(String, String)>,
+    pub workdir: Option<String>,
+    pub security: SecuritySpec,
+}
+
+impl Context {
+    /// The directory on disk of a container. A service's is in its session's.
+    pub(super) fn container_directory(&self, id: &ContainerId) -> PathBuf {
+        let session = self.state_dir.join(id.session.as_str());
+        if id.service.is_some() { session.join("services").join(id.to_string()) } else { session }
+    }
+
+    /// The socket that the container's init listens on.
+    pub fn socket(&self, id: &ContainerId) -> PathBuf {
+        let name = if id.service.is_some() { format!("{id}.sock") } else { "init.sock".to_owned() };
+        self.run_dir.join(id.session.as_str()).join(name)
+    }
+
+    /// Makes a container and records its init. What is there of it after a failure is for [`Context::destroy`].
+    pub(super) fn make_container(&self, blueprint: Blueprint<'_>) -> Result<Container, CreateError> {
+        let Blueprint { id, id_base, address, image, cgroup, hostname, hosts, account, env, workdir, security } =
+            blueprint;
+        let directory = self.container_directory(&id);
+        runtime::rootfs::prepare(&directory, id_base).map_err(CreateError::Rootfs)?;
+        let run = self.run_dir.join(id.session.as_str());
+        std::fs::create_dir_all(&run).map_err(|e| CreateError::Directory(run.clone(), e))?;
+        let socket = self.socket(&id);
+        let listener = seqpacket::listen(&socket, INIT_BACKLOG).map_err(|e| CreateError::Directory(socket, e))?;
+        let (join, join_fds) = cgroup.join().map_err(CreateError::Cgroup)?;
+        let segment = self.network.create(&Lease { container: id.clone(), address }).map_err(CreateError::Network)?;
+        let spec = ContainerSpec {
+            container: id.clone(),
+            hostname,
+            id_base,
+            layers_root: self.store.layers_root(),
+            layers: image.layers.clone(),
+            upperdir: directory.join("upper"),
+            workdir: directory.join("work"),
+            cgroup: join,
+            account,
+            env,
+            workdir_inside: workdir,
+            resolv_conf: network::resolv_conf(self.network.gateway()),
+            hosts,
+            security,
+            rlimits: RLIMITS,
+            shm_bytes: 64 << 20,
+        };
+        let join_fds: Vec<_> = join_fds.iter().map(OwnedFd::as_fd).collect();
+        let container = self
+            .spawner
+            .create(&spec, segment.netns.as_fd(), listener.as_fd(), &join_fds)
+            .map_err(CreateError::Container)?;
+        let starttime = container.starttime().map_err(CreateError::Died)?;
+        self.state.set_container(&id, container.pid(), starttime, protocol::VERSION).map_err(CreateError::Record)?;
+        Ok(container)
+    }
+
+    /// Ends every process of all containers of a session.
+    pub(super) fn end_containers(&self, record: &SessionRecord, container: Option<Container>) -> Result<(), String> {
+        let inits = record.services.iter().map(|service| self.adopt_init(record, service.init));
+        let all: Vec<_> = [container.or_else(|| self.adopt(record))].into_iter().chain(inits).collect();
+        let recorded = all.len();
+        let containers: Vec<Container> = all.into_iter().flatten().collect();
+        for container in &containers {
+            container.kill().map_err(chain)?;
+        }
+        if containers.len() < recorded {
+            // The spawner or the server may have died over a container that was never recorded.
+            runtime::kill_session(&self.tag, &record.id).map_err(chain)?;
+        }
+        let stuck = containers.iter().find(|container| !container.wait(KILL_LIMIT));
+        stuck.map_or(Ok(()), |container| {
+            Err(format!("init (pid {}) is still there {} s after SIGKILL", container.pid(), KILL_LIMIT.as_secs()))
+        })
+    }
+
+    /// The user's container of a record that an earlier supervisor wrote, if it still runs.
+    pub fn adopt(&self, record: &SessionRecord) -> Option<Container> {
+        self.adopt_init(record, record.init)
+    }
+
+    fn adopt_init(&self, record: &SessionRecord, init: Option<(i32, u64)>) -> Option<Container> {
+        if record.boot_id != self.boot_id {
+            return None;
+        }
+        let (pid, starttime) = init?;
+        Container::adopt(pid, starttime)
+    }
+}
+
+/// The image's `Env` as pairs; entries that are not `NAME=value` say nothing and are left out.
+pub(super) fn image_env(image: &Image) -> Vec<(String, String)> {
+    let env = image.config.config().as_ref().and_then(|config| config.env().clone()).unwrap_or_default();
+    env.iter()
+        .filter_map(|entry| entry.split_once('='))
+        .filter(|(name, value)| !name.is_empty() && !name.contains('\0') && !value.contains('\0'))
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect()
+}

@@ -1,0 +1,197 @@
+//! What is said while a session is set up, and by its hooks: kept on disk beside the session's directories, and followed
+//! by whoever asks.
+
+use std::{
+    collections::VecDeque,
+    fs::{File, OpenOptions},
+    io::{self, Read, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::broadcast;
+
+/// The size at which a file is set aside for a new one. The one before it is kept, older ones are not.
+const MAX_FILE: u64 = 1 << 20;
+
+/// The names of the two files.
+const FILE: &str = "log";
+const OLDER: &str = "log.1";
+
+/// Lines that may wait for somebody who follows; who lags behind misses some.
+const WAITING: usize = 1024;
+
+/// A line, and who has said it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Milliseconds since the epoch.
+    pub time_ms: u64,
+    /// `dotfiles`, `repos`, `on_create`, `on_start`, or the name of a service.
+    pub source: String,
+    pub text: String,
+}
+
+/// One session's log.
+#[derive(Debug)]
+pub struct Log {
+    directory: PathBuf,
+    file: Mutex<Option<(File, u64)>>,
+    live: broadcast::Sender<Entry>,
+}
+
+/// Entries one after the other, those that come later too.
+#[derive(Debug)]
+pub struct Follower {
+    kept: VecDeque<Entry>,
+    live: broadcast::Receiver<Entry>,
+}
+
+impl Log {
+    /// The log in the session's own `directory`, going on where an earlier supervisor left it. Nothing is written before
+    /// somebody says something.
+    pub fn new(directory: &Path) -> Self {
+        Self { directory: directory.to_owned(), file: Mutex::default(), live: broadcast::Sender::new(WAITING) }
+    }
+
+    /// Adds a line. What cannot be kept is still told to those who follow.
+    pub fn append(&self, source: &str, text: &[u8]) {
+        let time_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        let time_ms = u64::try_from(time_ms).unwrap_or(u64::MAX);
+        let text = String::from_utf8_lossy(text).into_owned();
+        let entry = Entry { time_ms, source: source.to_owned(), text };
+        let mut file = self.file();
+        if let Err(error) = self.write(&mut file, &entry) {
+            tracing::warn!("{} is not kept: {error}", self.directory.join(FILE).display());
+            *file = None;
+        }
+        // Told under the lock, so that nobody hears a line twice or not at all. Often there is nobody.
+        drop(self.live.send(entry));
+        drop(file);
+    }
+
+    fn write(&self, file: &mut Option<(File, u64)>, entry: &Entry) -> io::Result<()> {
+        let mut line = serde_json::to_vec(entry).map_err(io::Error::other)?;
+        line.push(b'\n');
+        if file.as_ref().is_some_and(|(_, size)| size + line.len() as u64 > MAX_FILE) {
+            *file = None;
+            std::fs::rename(self.directory.join(FILE), self.directory.join(OLDER))?;
+        }
+        let (file, size) = match file {
+            Some(open) => open,
+            None => {
+                let flags = libc::O_NOFOLLOW | libc::O_CLOEXEC;
+                let path = self.directory.join(FILE);
+                let opened = OpenOptions::new().append(true).create(true).mode(0o600).custom_flags(flags).open(path)?;
+                let size = opened.metadata()?.len();
+                file.insert((opened, size))
+            }
+        };
+        *size += line.len() as u64;
+        file.write_all(&line)
+    }
+
+    /// What is kept, and everything that comes after it.
+    ///
+    /// # Errors
+    /// Those of reading the files.
+    pub fn follow(self: &Arc<Self>) -> io::Result<Follower> {
+        let _silence = self.file();
+        let live = self.live.subscribe();
+        let mut kept = VecDeque::new();
+        for name in [OLDER, FILE] {
+            let file = match File::open(self.directory.join(name)) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                other => other?,
+            };
+            let mut contents = Vec::new();
+            file.take(MAX_FILE).read_to_end(&mut contents)?;
+            // A line that a dying supervisor has not finished is left out.
+            kept.extend(contents.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()));
+        }
+        Ok(Follower { kept, live })
+    }
+
+    fn file(&self) -> MutexGuard<'_, Option<(File, u64)>> {
+        self.file.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Follower {
+    /// The next entry that is kept.
+    pub fn kept(&mut self) -> Option<Entry> {
+        self.kept.pop_front()
+    }
+
+    /// The next entry, waiting for it; `None` when the session is gone. Cancelling loses nothing.
+    pub async fn next(&mut self) -> Option<Entry> {
+        if let Some(entry) = self.kept.pop_front() {
+            return Some(entry);
+        }
+        loop {
+            match self.live.recv().await {
+                Ok(entry) => return Some(entry),
+                // What it has missed is in the files.
+                Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Err(broadcast::error::RecvError::Closed) => return None,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(log: &Arc<Log>) -> Vec<String> {
+        let mut follower = log.follow().unwrap();
+        std::iter::from_fn(|| follower.kept()).map(|entry| format!("{}: {}", entry.source, entry.text)).collect()
+    }
+
+    #[test]
+    fn lines_are_kept_for_the_next_supervisor() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = Arc::new(Log::new(directory.path()));
+        assert!(texts(&log).is_empty() && !directory.path().join(FILE).exists());
+        log.append("on_create", b"a\"\nb\xff");
+        drop(log);
+        let log = Arc::new(Log::new(directory.path()));
+        log.append("on_start", b"again");
+        assert_eq!(texts(&log), ["on_create: a\"\nb\u{fffd}", "on_start: again"]);
+        // The end of a line that was being written.
+        let mut file = OpenOptions::new().append(true).open(directory.path().join(FILE)).unwrap();
+        file.write_all(b"{\"time_ms\":1,\"sou").unwrap();
+        assert_eq!(texts(&log).len(), 2);
+    }
+
+    #[test]
+    fn there_is_a_limit_to_what_is_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = Arc::new(Log::new(directory.path()));
+        let line = vec![b'x'; 10_000];
+        for _ in 0..400 {
+            log.append("on_start", &line);
+        }
+        log.append("on_start", b"last");
+        let sizes: u64 = [FILE, OLDER].map(|name| directory.path().join(name).metadata().unwrap().len()).iter().sum();
+        assert!(sizes <= 2 * MAX_FILE, "{sizes}");
+        let kept = texts(&log);
+        assert!(kept.len() > 100 && kept.last().unwrap() == "on_start: last", "{}", kept.len());
+    }
+
+    #[tokio::test]
+    async fn who_follows_hears_every_line_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = Arc::new(Log::new(directory.path()));
+        log.append("a", b"1");
+        let mut follower = log.follow().unwrap();
+        log.append("b", b"2");
+        assert_eq!(follower.next().await.unwrap().text, "1");
+        assert_eq!(follower.next().await.unwrap().text, "2");
+        assert_eq!(follower.kept(), None);
+        drop(log);
+        assert_eq!(follower.next().await, None);
+    }
+}

@@ -1,0 +1,167 @@
+//! One service while its session lives: the task that hears it, and decides what its end means.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::{sync::watch, task::JoinHandle, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use super::{Member, STOP_LIMIT, TOLD_LINES, ending};
+use crate::{
+    protocol::ExitStatus,
+    session::{
+        inside::{InsideError, Line, Process},
+        log::Log,
+    },
+};
+
+/// How long to wait before a service that has failed is started again, at first; doubles up to [`BACK_OFF_MAX`].
+const BACK_OFF_MIN: Duration = Duration::from_millis(500);
+const BACK_OFF_MAX: Duration = Duration::from_secs(60);
+
+/// A service that has run for so long is waited for from the beginning when it fails.
+const STEADY: Duration = Duration::from_secs(60);
+
+/// How far a service is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Life {
+    /// It has not run yet, or is to be started again.
+    Starting,
+    Running,
+    /// For good; how, as the end of a sentence.
+    Ended(String),
+}
+
+/// The last lines of a service's output.
+pub(super) type Tail = Arc<Mutex<VecDeque<String>>>;
+
+/// Keeps a service. Dropped, it lets go of it: the service goes on, unheard.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    life: watch::Receiver<Life>,
+    tail: Tail,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Keeper {
+    /// Starts the service, and again whenever that is wanted, until `stopping`.
+    pub(super) fn start(member: Member, stopping: CancellationToken) -> Self {
+        Self::spawn(member, stopping, false)
+    }
+
+    /// Goes on with a service that runs, or has ended unheard.
+    pub(super) fn resume(member: Member, stopping: CancellationToken) -> Self {
+        Self::spawn(member, stopping, true)
+    }
+
+    fn spawn(member: Member, stopping: CancellationToken, resume: bool) -> Self {
+        let (sender, life) = watch::channel(Life::Starting);
+        let tail = Tail::default();
+        let log = Arc::new(Log::new(&member.directory));
+        let task = Task { member, log, tail: tail.clone(), life: sender };
+        Self { life, tail, task: tokio::spawn(task.run(stopping, resume)) }
+    }
+
+    pub(super) fn life(&self) -> watch::Receiver<Life> {
+        self.life.clone()
+    }
+
+    /// What it has said last.
+    pub(super) fn last_lines(&self) -> Vec<String> {
+        self.tail.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+
+    /// Waits until there is nothing more to be done about the service.
+    pub(super) async fn ended(mut self) {
+        if let Err(error) = (&mut self.task).await {
+            tracing::error!("keeping a service: {error}");
+        }
+    }
+}
+
+struct Task {
+    member: Member,
+    log: Arc<Log>,
+    tail: Tail,
+    life: watch::Sender<Life>,
+}
+
+impl Task {
+    async fn run(self, stopping: CancellationToken, mut resume: bool) {
+        let mut back_off = BACK_OFF_MIN;
+        loop {
+            let begun = Instant::now();
+            let ended = self.once(&stopping, std::mem::take(&mut resume)).await;
+            let how = ending(&ended);
+            if stopping.is_cancelled() {
+                return;
+            }
+            self.note(&how);
+            if !self.again(&ended) {
+                self.life.send_replace(Life::Ended(how));
+                return;
+            }
+            self.life.send_replace(Life::Starting);
+            if begun.elapsed() >= STEADY {
+                back_off = BACK_OFF_MIN;
+            }
+            self.note(&format!("is started again in {}", humantime::format_duration(back_off)));
+            tokio::select! {
+                () = stopping.cancelled() => return,
+                () = tokio::time::sleep(back_off) => {}
+            }
+            back_off = (back_off * 2).min(BACK_OFF_MAX);
+        }
+    }
+
+    /// Has it run once, to its end.
+    async fn once(&self, stopping: &CancellationToken, resume: bool) -> Result<ExitStatus, InsideError> {
+        let init = &self.member.init;
+        let mut process =
+            if resume { Process::resume(init).await? } else { Process::start(init, self.member.plan.run()).await? };
+        self.life.send_replace(Life::Running);
+        tokio::select! {
+            ended = process.wait(self.ear()) => return ended,
+            () = stopping.cancelled() => {}
+        }
+        process.signal(self.member.plan.stop_signal).await?;
+        tokio::time::timeout(STOP_LIMIT, process.wait(self.ear()))
+            .await
+            .unwrap_or(Err(InsideError::TimedOut(STOP_LIMIT)))
+    }
+
+    fn again(&self, ended: &Result<ExitStatus, InsideError>) -> bool {
+        // What cannot be started will not be able to, and a container that is gone does not come back.
+        let failed = matches!(ended, Ok(ExitStatus::Code(1..) | ExitStatus::Signal { .. }));
+        failed && self.member.plan.restart
+    }
+
+    /// What hears its output.
+    fn ear(&self) -> impl FnMut(Line<'_>) + Send + 'static {
+        let (log, tail, name) = (self.log.clone(), self.tail.clone(), self.member.name.clone());
+        move |line| {
+            log.append(&name, line.text);
+            let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
+            if tail.len() == TOLD_LINES {
+                tail.pop_front();
+            }
+            tail.push_back(String::from_utf8_lossy(line.text).into_owned());
+        }
+    }
+
+    /// Says in the service's log what has become of it.
+    fn note(&self, what: &str) {
+        let text = format!("podspawn: service {} {what}", self.member.name);
+        tracing::info!("{text}");
+        self.log.append(&self.member.name, text.as_bytes());
+    }
+}
