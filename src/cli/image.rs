@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::{Session, interrupt::interruptible, pull, table};
 use crate::{
     errors::chain,
-    image::{Image, ImportOptions, InUse, Reference, Store},
+    image::{ConfigChanges, Image, ImportOptions, InUse, Reference, Store},
     state::State,
 };
 
@@ -66,6 +66,17 @@ pub enum ImageCommand {
         #[arg(long, value_name = "NAME=VALUE")]
         env: Vec<String>,
     },
+    /// Change what an image's configuration says: the program, its user, environment, ports and volumes
+    Config {
+        /// Name of the image
+        #[arg(value_name = "REF")]
+        reference: String,
+        /// Fields of `config` in the OCI image spec, as a JSON object; - reads standard input
+        file: PathBuf,
+        /// What to call the image; without it the new one takes the name of the old one
+        #[arg(long, value_name = "REF")]
+        tag: Option<String>,
+    },
     /// Write an image's root file system as a tar
     Export {
         /// Name of the image
@@ -114,6 +125,13 @@ impl ImageCommand {
                 writeln!(io::stdout(), "{}", image.id)?;
                 Ok(())
             }
+            Self::Config { reference, file, tag } => {
+                let image = find(&store, reference)?;
+                let name: Reference = tag.as_ref().unwrap_or(reference).parse()?;
+                let image = store.configure(&image, &changes(file)?, &name)?;
+                writeln!(io::stdout(), "{}", image.id)?;
+                Ok(())
+            }
             Self::Export { reference, file } => {
                 let image = find(&store, reference)?;
                 if file.as_os_str() == "-" {
@@ -126,6 +144,16 @@ impl ImageCommand {
             }
         }
     }
+}
+
+/// The changes that a file says, or standard input.
+fn changes(file: &Path) -> anyhow::Result<ConfigChanges> {
+    let name = if file.as_os_str() == "-" { "standard input".to_owned() } else { file.display().to_string() };
+    let text = if file.as_os_str() == "-" { io::read_to_string(io::stdin()) } else { fs::read_to_string(file) };
+    let text = text.with_context(|| format!("cannot read {name}"))?;
+    let changes: ConfigChanges = serde_json::from_str(&text).with_context(|| format!("{name} is not valid"))?;
+    changes.check().with_context(|| format!("{name} is not valid"))?;
+    Ok(changes)
 }
 
 /// Writes a file that is there completely or not at all. What is no file, such as a pipe, is written to.

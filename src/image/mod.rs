@@ -51,7 +51,7 @@ pub use self::{
     import::ImportOptions,
     layer::{Contents, LayerError, Limits},
     reference::{Reference, ReferenceError},
-    store::{Built, Image, InUse, Pruned, Settings, Store, StoreLease, listing},
+    store::{Built, ConfigChanges, ConfigError, Image, InUse, Pruned, Settings, Store, StoreLease, listing},
 };
 
 /// Why an image could not be had, kept or removed.

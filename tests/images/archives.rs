@@ -161,3 +161,38 @@ fn debian_is_built_from_the_mirror_of_the_host() {
     output.ok().stdout_has("bookworm\nStatus: install ok installed\n1777\n");
     host.assert_no_session_left();
 }
+
+#[test]
+fn a_configuration_is_changed_and_the_files_are_not() {
+    let host = host();
+    let layout = Layout::of(&host.scratch().join("layout"), &[Layer::gzip(Archive::new().file("f", "data"))]);
+    let reference = layout.reference();
+    let old = host.podspawn(["-q", "pull", &reference]).run().ok().text();
+    let change = |json: &str, to: &[&str]| {
+        let command = [&["image", "config", &reference, "-"], to].concat();
+        host.podspawn(command).input(json).run()
+    };
+    let json = r#"{"Entrypoint": ["/e"], "Cmd": ["a b"], "User": "7:8", "Env": ["A=b"], "StopSignal": "SIGINT",
+        "ExposedPorts": {"80/tcp": {}}, "Volumes": {"/v": {}}, "WorkingDir": "/w", "Labels": {"l": "m"}}"#;
+    let new = change(json, &["--tag", "new:1"]).ok().text();
+    assert_ne!(new, old);
+    let mut expected: serde_json::Value = serde_json::from_str(json).unwrap();
+    expected["Env"] = serde_json::json!(["PATH=/usr/bin:/bin", "A=b"]);
+    let (before, after) = (host.json_of(["image", "inspect", &reference]), host.json_of(["image", "inspect", "new:1"]));
+    assert_eq!(after["config"]["config"], expected);
+    assert_eq!(after["layers"], before["layers"]);
+    assert_eq!(before["digest"], old.trim());
+    // Twice the same is the same image; without a name it takes the place of the old one.
+    change(json, &[]).ok().stdout(&new);
+    assert_eq!(host.json_of(["image", "inspect", &reference])["digest"], new.trim());
+    for (json, reason) in [("{", "standard input is not valid"), (r#"{"Cmdd": []}"#, "unknown field `Cmdd`")] {
+        let output = change(json, &[]);
+        output.status(1).stdout("").stderr_has(reason);
+        assert_eq!(output.stderr.lines().count(), 1, "{output}");
+    }
+    host.podspawn(["image", "config", "nobody/has:it", "-"])
+        .input("{}")
+        .run()
+        .status(1)
+        .stderr_has("there is no image");
+}

@@ -1,6 +1,7 @@
 //! The store's directory: what is in it, and who may change it when.
 
 mod builds;
+mod configure;
 mod files;
 mod layers;
 mod prune;
@@ -27,6 +28,7 @@ use self::files::{lock_file, names, read_json};
 pub(super) use self::layers::Layer;
 pub use self::{
     builds::Built,
+    configure::{ConfigChanges, ConfigError},
     prune::{InUse, Pruned},
     scratch::listing,
 };
