@@ -1,25 +1,34 @@
-//! The audit log: who did what when, one JSON object per line.
+//! The audit log: who did what when, one JSON object per line (docs/audit.md lists the events).
 //!
 //! Everything that a client can choose goes through the JSON encoder, so no byte of it can begin a line of its own.
 
 use std::{
-    fs::{File, OpenOptions},
-    io::{self, Write},
+    io,
     net::{IpAddr, SocketAddr},
-    os::unix::fs::OpenOptionsExt,
     path::Path,
     sync::{Mutex, PoisonError},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use serde_json::{Map, Value, json};
 
 use crate::{
     access::{CertificateIdentity, Identity},
+    log::LogFile,
     names::SessionId,
     protocol::{ExitStatus, ForwardKind},
-    session::{SessionKey, state::ConnectionId},
+    session::{Origin, SessionKey, state::ConnectionId},
 };
+
+/// Somebody who is logged in.
+#[derive(Debug, Clone, Copy)]
+pub struct Who<'a> {
+    pub key: &'a SessionKey,
+    pub connection: ConnectionId,
+    pub origin: &'a Origin,
+    /// `None` before there is one.
+    pub session: Option<&'a SessionId>,
+}
 
 /// Something worth remembering.
 #[derive(Debug)]
@@ -42,8 +51,13 @@ pub enum Event<'a> {
         seconds: u64,
     },
     LimitRefused {
-        key: &'a SessionKey,
+        who: Who<'a>,
         limit: &'static str,
+    },
+    /// Somebody who is logged in gets no session: a limit, or it cannot be made.
+    SessionRefused {
+        who: Who<'a>,
+        reason: &'a str,
     },
     ContainerCreate {
         key: &'a SessionKey,
@@ -56,48 +70,49 @@ pub enum Event<'a> {
         reason: &'static str,
     },
     Connect {
-        key: &'a SessionKey,
-        session: &'a SessionId,
-        connection: ConnectionId,
+        who: Who<'a>,
         connections: usize,
     },
+    /// `reason` is what the user was told, if the connection was ended by the server.
     Disconnect {
-        key: &'a SessionKey,
-        session: Option<&'a SessionId>,
-        connection: ConnectionId,
+        who: Who<'a>,
         remaining: usize,
+        reason: Option<&'a str>,
     },
+    /// A command or, without one, a shell has ended; without `status` the client has left before it did.
     Command {
-        key: &'a SessionKey,
-        connection: ConnectionId,
+        who: Who<'a>,
         command: Option<&'a str>,
-        status: ExitStatus,
+        status: Option<ExitStatus>,
+        time: Option<Duration>,
     },
     ForwardOpen {
-        key: &'a SessionKey,
-        connection: ConnectionId,
+        who: Who<'a>,
         kind: ForwardKind,
         target: &'a str,
+    },
+    /// What an earlier server left was looked through at the start of this one.
+    CleanupRun {
+        adopted: usize,
+        removed: usize,
+        strays: usize,
     },
 }
 
 /// The open log, or none.
-pub struct Audit(Option<Mutex<File>>);
+pub struct Audit(Option<Mutex<LogFile>>);
 
 impl Audit {
     /// Appends to the file at `path`, made with mode 0600; `None` records nothing.
     pub fn open(path: Option<&Path>) -> io::Result<Self> {
-        let open = |path: &Path| OpenOptions::new().append(true).create(true).mode(0o600).open(path);
-        Ok(Self(path.map(open).transpose()?.map(Mutex::new)))
+        Ok(Self(path.map(LogFile::open).transpose()?.map(Mutex::new)))
     }
 
     /// Writes one line. A failure is logged: the service goes on without its audit rather than not at all.
     pub fn record(&self, event: &Event<'_>) {
         let Some(file) = &self.0 else { return };
-        let mut line = describe(event, SystemTime::now()).to_string();
-        line.push('\n');
-        // One write(2) in append mode, so that lines of two processes do not mix.
-        if let Err(error) = file.lock().unwrap_or_else(PoisonError::into_inner).write_all(line.as_bytes()) {
+        let line = format!("{}\n", describe(event, SystemTime::now()));
+        if let Err(error) = file.lock().unwrap_or_else(PoisonError::into_inner).append(line.as_bytes()) {
             tracing::error!("the audit log cannot be written: {error}");
         }
     }
@@ -115,31 +130,36 @@ fn describe(event: &Event<'_>, now: SystemTime) -> Value {
         Event::Penalty { source, offence, seconds } => {
             ("auth.penalty", json!({"remote": source.to_string(), "reason": offence, "seconds": seconds}))
         }
-        Event::LimitRefused { key, limit } => ("limit.refused", with_key(key, json!({"reason": limit}))),
+        Event::LimitRefused { who, limit } => ("limit.refused", with_who(who, json!({"reason": limit}))),
+        Event::SessionRefused { who, reason } => ("session.refused", with_who(who, json!({"reason": reason}))),
         Event::ContainerCreate { key, session, image } => {
             ("container.create", with_key(key, json!({"session_id": session, "image": image})))
         }
         Event::ContainerDestroy { key, session, reason } => {
             ("container.destroy", with_key(key, json!({"session_id": session, "reason": reason})))
         }
-        Event::Connect { key, session, connection, connections } => (
-            "session.connect",
-            with_key(key, json!({"session_id": session, "connection": connection, "connections": connections})),
-        ),
-        Event::Disconnect { key, session, connection, remaining } => (
-            "session.disconnect",
-            with_key(key, json!({"session_id": session, "connection": connection, "remaining_connections": remaining})),
-        ),
-        Event::Command { key, connection, command, status } => {
-            let (code, signal) = match status {
-                ExitStatus::Code(code) => (Some(*code), None),
-                ExitStatus::Signal { signal, .. } => (None, Some(*signal)),
-            };
-            let details = json!({"connection": connection, "command": command, "exit_code": code, "signal": signal});
-            ("session.command", with_key(key, details))
+        Event::Connect { who, connections } => ("session.connect", with_who(who, json!({"connections": connections}))),
+        Event::Disconnect { who, remaining, reason } => {
+            ("session.disconnect", with_who(who, json!({"remaining_connections": remaining, "reason": reason})))
         }
-        Event::ForwardOpen { key, connection, kind, target } => {
-            ("forward.open", with_key(key, json!({"connection": connection, "kind": kind, "target": target})))
+        Event::Command { who, command, status, time } => {
+            let (code, signal, outcome) = match status {
+                Some(ExitStatus::Code(0)) => (Some(0), None, "success"),
+                Some(ExitStatus::Code(code)) => (Some(*code), None, "failure"),
+                Some(ExitStatus::Signal { signal, .. }) => (None, Some(*signal), "failure"),
+                None => (None, None, "unknown"),
+            };
+            let duration = time.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+            let details = json!({
+                "command": command, "exit_code": code, "signal": signal, "outcome": outcome, "duration_ms": duration,
+            });
+            ("session.command", with_who(who, details))
+        }
+        Event::ForwardOpen { who, kind, target } => {
+            ("forward.open", with_who(who, json!({"kind": kind, "target": target})))
+        }
+        Event::CleanupRun { adopted, removed, strays } => {
+            ("cleanup.run", json!({"reason": "start", "adopted": adopted, "removed": removed, "strays": strays}))
         }
     };
     let mut line = Map::new();
@@ -157,6 +177,14 @@ fn with_key(key: &SessionKey, mut details: Value) -> Value {
     details
 }
 
+fn with_who(who: &Who<'_>, mut details: Value) -> Value {
+    details["session_id"] = json!(who.session);
+    details["connection"] = json!(who.connection);
+    details["remote"] = json!(who.origin.peer.to_string());
+    details["fingerprint"] = json!(who.origin.fingerprint);
+    with_key(who.key, details)
+}
+
 fn with_identity(identity: &Identity, mut details: Value) -> Value {
     details["fingerprint"] = json!(identity.fingerprint);
     if let Some(CertificateIdentity { key_id, serial, ca }) = &identity.certificate {
@@ -167,22 +195,84 @@ fn with_identity(identity: &Identity, mut details: Value) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+
+    /// What a client would choose to forge a line with.
+    const HOSTILE: &str = "x\n{\"event\":\"auth.ok\"}\u{2028}\u{85}\r\0\u{1b}[2J";
+
+    fn peer() -> SocketAddr {
+        "127.0.0.1:5".parse().unwrap()
+    }
+
+    /// One of each event, with hostile text wherever a client has a say.
+    fn each(record: impl Fn(&Event<'_>)) {
+        let certificate = CertificateIdentity { key_id: HOSTILE.to_owned(), serial: 1, ca: "SHA256:y".to_owned() };
+        let identity = Identity { fingerprint: "SHA256:x".to_owned(), certificate: Some(certificate) };
+        let key = "ada@web".parse().unwrap();
+        let origin = Origin { peer: peer(), fingerprint: HOSTILE.to_owned() };
+        let session = SessionId::from_bits(1);
+        let who = Who { key: &key, connection: 7, origin: &origin, session: Some(&session) };
+        let (key, session) = (&key, &session);
+        let time = Some(Duration::from_millis(1500));
+        let kind = ForwardKind::DirectTcpip;
+        for event in [
+            Event::AuthOk { key, peer: peer(), identity: &identity },
+            Event::AuthFail { login: HOSTILE, peer: peer(), identity: &identity, reason: HOSTILE },
+            Event::Penalty { source: peer().ip(), offence: "authfail", seconds: 20 },
+            Event::LimitRefused { who, limit: "max_per_user" },
+            Event::SessionRefused { who, reason: HOSTILE },
+            Event::ContainerCreate { key, session, image: HOSTILE },
+            Event::ContainerDestroy { key, session: Some(session), reason: "stop" },
+            Event::Connect { who, connections: 1 },
+            Event::Disconnect { who, remaining: 0, reason: Some(HOSTILE) },
+            Event::Command { who, command: Some(HOSTILE), status: Some(ExitStatus::Code(3)), time },
+            Event::Command { who, command: None, status: None, time: None },
+            Event::ForwardOpen { who, kind, target: HOSTILE },
+            Event::CleanupRun { adopted: 1, removed: 2, strays: 3 },
+        ] {
+            record(&event);
+        }
+    }
 
     #[test]
     fn a_users_bytes_cannot_forge_a_line() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("audit.log");
         let audit = Audit::open(Some(&path)).unwrap();
-        let login = "x\n{\"event\":\"auth.ok\"}\u{2028}\r\0";
-        let certificate = CertificateIdentity { key_id: login.to_owned(), serial: 1, ca: "SHA256:y".to_owned() };
-        let identity = Identity { fingerprint: "SHA256:x".to_owned(), certificate: Some(certificate) };
-        let peer = "127.0.0.1:5".parse().unwrap();
-        audit.record(&Event::AuthFail { login, peer, identity: &identity, reason: "it is revoked" });
-        let text = std::fs::read_to_string(&path).unwrap();
-        assert_eq!(text.lines().count(), 1);
-        let line: Value = serde_json::from_str(&text).unwrap();
-        assert_eq!((&line["event"], &line["login"]), (&json!("auth.fail"), &json!(login)));
-        assert_eq!(line["certificate"]["key_id"], json!(login));
+        let count = std::cell::Cell::new(0);
+        each(|event| {
+            audit.record(event);
+            count.set(count.get() + 1);
+        });
+        let bytes = std::fs::read(&path).unwrap();
+        assert!(bytes.iter().all(|byte| *byte == b'\n' || *byte >= b' '), "no control character");
+        let lines: Vec<Value> =
+            bytes.trim_ascii().split(|b| *b == b'\n').map(|l| serde_json::from_slice(l).unwrap()).collect();
+        assert_eq!(lines.len(), count.get());
+        assert_eq!(lines.iter().filter(|line| line["event"] == "auth.ok").count(), 1);
+        assert_eq!((&lines[1]["login"], &lines[1]["certificate"]["key_id"]), (&json!(HOSTILE), &json!(HOSTILE)));
+        let command = lines.iter().find(|line| line["event"] == "session.command").unwrap();
+        assert_eq!((&command["command"], &command["exit_code"]), (&json!(HOSTILE), &json!(3)));
+    }
+
+    #[test]
+    fn the_page_about_the_log_lists_every_event_with_its_fields() {
+        let seen = Mutex::new(BTreeSet::new());
+        each(|event| {
+            let line = describe(event, SystemTime::UNIX_EPOCH);
+            let event = line["event"].as_str().unwrap().to_owned();
+            let fields = line.as_object().unwrap().keys().filter(|name| !["time", "event"].contains(&name.as_str()));
+            seen.lock().unwrap().extend(fields.map(|field| (event.clone(), field.clone())));
+        });
+        let page = include_str!("../docs/audit.md");
+        let mut listed = BTreeSet::new();
+        for line in page.lines().filter_map(|line| line.strip_prefix("| `")) {
+            let cells: Vec<_> = line.split('|').collect();
+            let event = cells[0].trim().trim_end_matches('`');
+            listed.extend(cells[2].split('`').skip(1).step_by(2).map(|field| (event.to_owned(), field.to_owned())));
+        }
+        assert_eq!(listed, seen.into_inner().unwrap());
     }
 }

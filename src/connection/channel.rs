@@ -155,7 +155,8 @@ async fn work(start: Start, line: &mut Line, control: &Control, forwards: &Arc<F
         }
     }
     let (mut process, mut said) = link.open();
-    let exec = Exec { pty, env, ..Exec::new(process.id(), program) };
+    let run = process.id();
+    let exec = Exec { pty, env, ..Exec::new(run, program) };
     let started = async {
         link.send(&ToInit::Exec(Box::new(exec))).await.map_err(|error| error.to_string())?;
         tokio::select! {
@@ -166,7 +167,10 @@ async fn work(start: Start, line: &mut Line, control: &Control, forwards: &Arc<F
         }
     };
     let fds = match started.await {
-        Ok(Some((FromInit::Started { .. }, fds))) => fds,
+        Ok(Some((FromInit::Started { .. }, fds))) => {
+            control.begun(run, described.clone());
+            fds
+        }
         Ok(Some((FromInit::Refused { status, message, .. }, _))) => {
             process.ended();
             return End::Failed(printable(&message), status);
@@ -202,7 +206,7 @@ async fn work(start: Start, line: &mut Line, control: &Control, forwards: &Arc<F
     match status {
         Some(status) => {
             process.ended();
-            control.command(described, status);
+            control.command(run, described, status);
             End::Told
         }
         None => End::Cut(control.why_ended().await),

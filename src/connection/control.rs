@@ -45,7 +45,8 @@ enum Request {
     Key { login: String, key: Vec<u8>, verified: bool, reply: oneshot::Sender<KeyVerdict> },
     LoggedIn,
     Attach { project: Option<ProjectName> },
-    Command { command: Option<String>, status: ExitStatus },
+    Begun { run: u32, command: Option<String> },
+    Command { command: Option<String>, status: ExitStatus, run: u32 },
     Forward { kind: ForwardKind, target: String },
 }
 
@@ -89,9 +90,16 @@ impl Control {
         let _ = self.requests.send(Request::Attach { project }).await;
     }
 
+    /// Reports what a channel has begun to run.
+    pub(super) fn begun(&self, run: u32, command: Option<String>) {
+        if self.requests.try_send(Request::Begun { run, command }).is_err() {
+            tracing::warn!("the beginning of a command is not reported: the supervisor does not answer");
+        }
+    }
+
     /// Reports what a channel ran.
-    pub(super) fn command(&self, command: Option<String>, status: ExitStatus) {
-        if self.requests.try_send(Request::Command { command, status }).is_err() {
+    pub(super) fn command(&self, run: u32, command: Option<String>, status: ExitStatus) {
+        if self.requests.try_send(Request::Command { command, status, run }).is_err() {
             tracing::warn!("a command is missing from the audit log: the supervisor does not answer");
         }
     }
@@ -246,7 +254,8 @@ impl Link {
                 self.state.send_replace(Attachment::Waiting { since, progress: None });
                 FromConnection::Attach { project }
             }
-            Request::Command { command, status } => FromConnection::Command { command, status },
+            Request::Begun { run, command } => FromConnection::Begun { run, command },
+            Request::Command { command, status, run } => FromConnection::Command { command, status, run: Some(run) },
             Request::Forward { kind, target } => FromConnection::Forward { kind, target },
         };
         self.socket.send(&message, &[]).await.is_ok()

@@ -30,7 +30,8 @@ use crate::names::{ContainerId, ProjectName, SessionId, UserName};
 ///
 /// - 2: [`ToInit::Restrict`], [`Program::Argv`], and [`Exec`] with identity, working directory and variables.
 ///   Services, which began with it, know [`ToInit::Resume`] and [`Exec::stays`] too.
-pub const VERSION: u32 = 2;
+/// - 3: [`FromConnection::Begun`].
+pub const VERSION: u32 = 3;
 
 /// The oldest version of a connection process that is taken over, or of an init that is talked to.
 pub const OLDEST: u32 = 1;
@@ -142,8 +143,15 @@ pub enum FromConnection {
         #[serde(default)]
         project: Option<ProjectName>,
     },
-    /// For the audit log: what a channel ran, when it has ended. `command` is `None` for a shell.
-    Command { command: Option<String>, status: ExitStatus },
+    /// For the audit log: a channel has begun to run something, which `run` names. `command` is `None` for a shell.
+    Begun { run: u32, command: Option<String> },
+    /// For the audit log: what a channel ran, when it has ended.
+    Command {
+        command: Option<String>,
+        status: ExitStatus,
+        #[serde(default)]
+        run: Option<u32>,
+    },
     /// For the audit log: the client has opened a way into the container, or out of it.
     Forward { kind: ForwardKind, target: String },
     /// The answer to [`ToConnection::Adopt`].

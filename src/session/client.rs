@@ -1,6 +1,6 @@
 //! A connection as its session sees it: a number, and a queue of what it is told.
 
-use std::os::fd::OwnedFd;
+use std::{net::SocketAddr, os::fd::OwnedFd, sync::Arc};
 
 use tokio::sync::mpsc;
 
@@ -20,10 +20,18 @@ pub enum ToClient {
     Terminate(String),
 }
 
+/// Where a client has come from, and the fingerprint of the key that it has logged in with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    pub peer: SocketAddr,
+    pub fingerprint: String,
+}
+
 /// A connection, as its session sees it.
 #[derive(Debug, Clone)]
 pub struct Client {
     pub id: ConnectionId,
+    pub origin: Arc<Origin>,
     /// Holds [`Client::QUEUE`] messages. Progress is dropped when it is half full; of the others there is one of a kind.
     pub outgoing: mpsc::Sender<ToClient>,
 }

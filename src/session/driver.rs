@@ -201,9 +201,6 @@ impl Driver {
             }
             Event::Detach(id) => {
                 self.clients.remove(&id);
-                let session = self.record.as_ref().map(|record| &record.id);
-                let (key, remaining) = (&self.key, self.clients.len());
-                self.inner.audit(&audit::Event::Disconnect { key, session, connection: id, remaining });
                 match state {
                     State::Creating(creating) => creating.detach(id),
                     State::Running(running) => running.detach(id, now, &self.policy),
@@ -286,8 +283,6 @@ impl Driver {
         let (Some(client), Some(record)) = (self.clients.get(&id), &self.record) else { return };
         match self.inner.context.connect(record) {
             Ok(init) => {
-                let (key, session, connections) = (&self.key, &record.id, self.clients.len());
-                self.inner.audit(&audit::Event::Connect { key, session, connection: id, connections });
                 client.tell(ToClient::Attached { session: record.id.clone(), init });
             }
             Err(error) => {

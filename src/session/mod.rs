@@ -19,7 +19,7 @@ pub mod steps;
 mod variables;
 
 pub use self::{
-    client::{Client, ToClient},
+    client::{Client, Origin, ToClient},
     driver::View,
     environment::Environment,
     leaks::{Leak, leaks},

@@ -220,7 +220,8 @@ impl Inner {
             admit(key, table.accepting.keys().filter(|other| *other != key), limits.max_per_user, limits.max_containers)
         };
         if let Err(refusal) = allowed {
-            inner.audit(&audit::Event::LimitRefused { key, limit: refusal.limit() });
+            let who = audit::Who { key, connection: client.id, origin: &client.origin, session: None };
+            inner.audit(&audit::Event::LimitRefused { who, limit: refusal.limit() });
             // The client's task has stopped reading only if its connection is gone.
             let _ = client.outgoing.try_send(ToClient::Refused(refusal.to_string()));
             return;

@@ -21,9 +21,9 @@ use super::{
     penalties::Offence,
     pool::{self, Process},
     startups::Startup,
+    trail::Trail,
 };
 use crate::{
-    audit,
     errors::chain,
     protocol::{FromConnection, KeyVerdict, Serve, SshSettings, ToConnection, wire::AsyncSocket},
     session::{Client, SessionKey, ToClient, state::ConnectionId},
@@ -60,6 +60,7 @@ pub(super) struct Connection {
     startup: Option<Startup>,
     attached: bool,
     began: Instant,
+    trail: Trail,
 }
 
 /// How the supervisor's part in a connection ended.
@@ -94,6 +95,7 @@ pub(super) async fn serve(
 ) {
     let Process { id, mut child, name, control, socket } = process;
     let (to_client, from_session) = mpsc::channel(Client::QUEUE);
+    let trail = Trail::new(supervisor.audit.clone(), supervisor.attached.clone(), id, peer);
     let mut connection = Connection {
         supervisor: supervisor.clone(),
         id,
@@ -107,6 +109,7 @@ pub(super) async fn serve(
         startup: Some(startup),
         attached: false,
         began: Instant::now(),
+        trail,
     };
     let result = connection.start(stream).await;
     let offence = connection.offence();
@@ -132,6 +135,9 @@ pub(super) async fn adopted(
     (to_client, from_session): (mpsc::Sender<ToClient>, mpsc::Receiver<ToClient>),
 ) {
     let id = record.id;
+    let login = Login { key, fingerprint: record.fingerprint };
+    let mut trail = Trail::new(supervisor.audit.clone(), supervisor.attached.clone(), id, record.peer);
+    trail.adopt(&login, &record.session);
     let mut connection = Connection {
         supervisor: supervisor.clone(),
         id,
@@ -140,11 +146,12 @@ pub(super) async fn adopted(
         control,
         from_session,
         to_client,
-        login: Some(Login { key, fingerprint: record.fingerprint }),
+        login: Some(login),
         questions: 0,
         startup: None,
         attached: true,
         began: Instant::now(),
+        trail,
     };
     let result = connection.run().await;
     drop(connection);
@@ -235,6 +242,14 @@ impl Connection {
     }
 
     async fn run(&mut self) -> Result<Outcome, ClientError> {
+        let outcome = self.converse().await;
+        if !matches!(outcome, Ok(Outcome::Left)) {
+            self.trail.close(self.login.as_ref());
+        }
+        outcome
+    }
+
+    async fn converse(&mut self) -> Result<Outcome, ClientError> {
         let leaving = self.supervisor.leaving.clone();
         let grace = self.supervisor.config().auth.login_grace_time;
         let login_limit = tokio::time::sleep(if grace.is_zero() { Duration::MAX } else { grace + STARTUP_SLACK });
@@ -298,26 +313,23 @@ impl Connection {
                 self.startup = None;
                 // Of the user's own sessions, which one is the client's to say.
                 login.key.project = login.key.project.take().or(project);
-                let client = Client { id: self.id, outgoing: self.to_client.clone() };
+                self.trail.identify(login);
+                let client = Client { id: self.id, origin: self.trail.origin(), outgoing: self.to_client.clone() };
                 self.supervisor.sessions.attach(&login.key, client, self.supervisor.config());
             }
-            FromConnection::Command { command, status } => {
+            FromConnection::Begun { run, command } => {
+                if !self.attached {
+                    return Err(ClientError::Protocol("a command without session"));
+                }
+                self.trail.begun(run, command);
+            }
+            FromConnection::Command { command, status, run } => {
                 let Some(login) = &self.login else { return Err(ClientError::Protocol("a command without login")) };
-                self.supervisor.audit.record(&audit::Event::Command {
-                    key: &login.key,
-                    connection: self.id,
-                    command: command.as_deref(),
-                    status,
-                });
+                self.trail.ended(login, run, command.as_deref(), status);
             }
             FromConnection::Forward { kind, target } => {
                 let Some(login) = &self.login else { return Err(ClientError::Protocol("a forward without login")) };
-                self.supervisor.audit.record(&audit::Event::ForwardOpen {
-                    key: &login.key,
-                    connection: self.id,
-                    kind,
-                    target: &target,
-                });
+                self.trail.forwarded(login, kind, &target);
             }
             FromConnection::Adopted { .. } => return Err(ClientError::Protocol("an unexpected greeting")),
         }
@@ -338,6 +350,7 @@ impl Connection {
                         process: self.process,
                     };
                     self.supervisor.remember_connection(record).await;
+                    self.trail.connected(login, &session);
                 }
                 self.tell(&ToConnection::Attached { session }, &[init.as_fd()]).await?;
                 Ok(false)
@@ -347,11 +360,15 @@ impl Connection {
                 Ok(false)
             }
             ToClient::Refused(message) => {
+                if let Some(login) = &self.login {
+                    self.trail.refused(login, &message);
+                }
                 self.tell(&ToConnection::Refused { message }, &[]).await?;
                 self.wait_for_end().await;
                 Ok(true)
             }
             ToClient::Terminate(message) => {
+                self.trail.told(&message);
                 self.tell(&ToConnection::Terminate { message }, &[]).await?;
                 self.wait_for_end().await;
                 Ok(true)

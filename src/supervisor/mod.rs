@@ -18,9 +18,11 @@ mod login;
 mod penalties;
 mod pool;
 mod reconcile;
+mod signals;
 mod start;
 mod startups;
 mod stats;
+mod trail;
 
 use std::{
     net::SocketAddr,
@@ -61,6 +63,7 @@ struct Supervisor {
     audit: Arc<Audit>,
     said: login::Said,
     stats: stats::Sampler,
+    attached: trail::Attached,
     /// The tasks beside connection processes.
     clients: TaskTracker,
     /// Tells these tasks that the supervisor is ending.

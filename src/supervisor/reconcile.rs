@@ -11,11 +11,12 @@ use tokio::sync::mpsc;
 
 use super::{Supervisor, client};
 use crate::{
+    audit::Event,
     errors::chain,
     names::SessionId,
     protocol::{self, FromConnection, ToConnection, wire::AsyncSocket},
-    session::{Client, SessionKey},
-    state::{ConnectionRecord, StateError},
+    session::{Client, Origin, SessionKey},
+    state::{ConnectionRecord, Phase, SessionRecord, StateError},
     sys::seqpacket,
 };
 
@@ -65,14 +66,21 @@ pub(super) async fn reconcile(supervisor: &Arc<Supervisor>) -> Result<(), StateE
         tracing::error!("cannot look for connection processes of an earlier server: {error}");
     }
 
-    remove_strays(supervisor, &sessions.iter().map(|record| record.id.clone()).collect());
+    let strays = remove_strays(supervisor, &sessions.iter().map(|record| record.id.clone()).collect());
+    let stays = |record: &&SessionRecord| {
+        matches!(record.phase, Phase::Running | Phase::Grace) && context.adopt(record).is_some()
+    };
+    let adopted = sessions.iter().filter(stays).count();
+    let removed = sessions.len() - adopted;
+    supervisor.audit.record(&Event::CleanupRun { adopted, removed, strays });
 
     for record in sessions {
         let key = SessionKey { user: record.user.clone(), project: record.project.clone() };
         let mut clients = Vec::new();
         for (connection, control) in returned.remove(&record.id).unwrap_or_default() {
             let (outgoing, from_session) = mpsc::channel(Client::QUEUE);
-            clients.push(Client { id: connection.id, outgoing: outgoing.clone() });
+            let origin = Origin { peer: connection.peer, fingerprint: connection.fingerprint.clone() };
+            clients.push(Client { id: connection.id, origin: Arc::new(origin), outgoing: outgoing.clone() });
             let channel = (outgoing, from_session);
             let task = client::adopted(supervisor.clone(), connection, key.clone(), control, channel);
             supervisor.clients.spawn(task);
@@ -109,15 +117,19 @@ async fn greet(socket: &std::path::Path) -> Result<AsyncSocket, AdoptError> {
     }
 }
 
-/// Removes objects with an id that the database does not know: of a database that was lost or replaced.
-fn remove_strays(supervisor: &Supervisor, known: &HashSet<SessionId>) {
+/// Removes objects with an id that the database does not know: of a database that was lost or replaced. Returns how many
+/// sessions they were of.
+fn remove_strays(supervisor: &Supervisor, known: &HashSet<SessionId>) -> usize {
     let context = supervisor.sessions.context();
+    let mut strays = 0;
     for id in context.session_ids_found() {
         if !known.contains(&id) {
             tracing::warn!(session = %id, "removing what is left of a session without a record");
+            strays += 1;
             if let Err(error) = context.sweep(&id) {
                 tracing::error!("{error}");
             }
         }
     }
+    strays
 }

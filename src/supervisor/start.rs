@@ -14,11 +14,15 @@ use nix::{
     fcntl::{Flock, FlockArg},
     sys::prctl,
 };
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    LEAVE_LIMIT, SHUTDOWN_LIMIT, Supervisor, accept, admission::Admission, ceilings, control, pool::Pool, reconcile,
+    LEAVE_LIMIT, SHUTDOWN_LIMIT, Supervisor, accept,
+    admission::Admission,
+    ceilings, control,
+    pool::Pool,
+    reconcile,
+    signals::{End, Signals},
 };
 use crate::{
     api,
@@ -118,13 +122,13 @@ pub(super) async fn start(config: Config) -> Result<(), StartError> {
         audit,
         said: super::login::Said::default(),
         stats: super::stats::Sampler::default(),
+        attached: super::trail::Attached::default(),
         clients: TaskTracker::new(),
         leaving: CancellationToken::new(),
     });
     reconcile::reconcile(&supervisor).await?;
 
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(StartError::Signals)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(StartError::Signals)?;
+    let mut signals = Signals::open().map_err(StartError::Signals)?;
     let mut tasks = tokio::task::JoinSet::new();
     let control = api::server::listen(&paths.control_socket)
         .map_err(|error| StartError::Control(paths.control_socket.clone(), error))?;
@@ -159,12 +163,15 @@ pub(super) async fn start(config: Config) -> Result<(), StartError> {
     // Without systemd there is nobody to tell.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 
-    let everything = tokio::select! {
-        _ = interrupt.recv() => true,
-        _ = terminate.recv() => false,
-    };
+    let end = signals.end(&supervisor).await;
     tasks.shutdown().await;
-    if everything {
+    leave(&supervisor, &paths, end).await;
+    Ok(())
+}
+
+/// Ends what belongs to this process, and perhaps everything else.
+async fn leave(supervisor: &Arc<Supervisor>, paths: &Paths, end: End) {
+    if end == End::Everything {
         tracing::info!("ending every session");
         supervisor.sessions.stop_all(&Reason::Shutdown);
         if !supervisor.sessions.all_gone(SHUTDOWN_LIMIT).await {
@@ -178,11 +185,10 @@ pub(super) async fn start(config: Config) -> Result<(), StartError> {
     }
     supervisor.pool.drain().await;
     if supervisor.sessions.is_empty() {
-        close(&supervisor, &paths);
+        close(supervisor, paths);
     } else {
         tracing::info!("leaving sessions and connections to the next start");
     }
-    Ok(())
 }
 
 /// Keeps the host keys out of swap and of core dumps, as far as the server may.

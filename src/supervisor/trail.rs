@@ -1,0 +1,149 @@
+//! What one connection leaves in the audit log, from its session to its end.
+//!
+//! The supervisor writes it, and not the session, so that a connection's end is recorded even if its session is gone before.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+
+use super::login::Login;
+use crate::{
+    audit::{Audit, Event, Who},
+    names::SessionId,
+    protocol::{ExitStatus, ForwardKind},
+    session::{Origin, state::ConnectionId},
+};
+
+/// Commands of one connection whose beginning is remembered. Of further ones only the end is recorded.
+const RUNNING: usize = 256;
+
+/// Bytes of a command's text that are remembered while it runs.
+const TEXT: usize = 4096;
+
+/// How many connections each session has.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Attached(Arc<Mutex<HashMap<SessionId, usize>>>);
+
+impl Attached {
+    fn table(&self) -> MutexGuard<'_, HashMap<SessionId, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts one more; returns how many there are now.
+    fn add(&self, session: &SessionId) -> usize {
+        let mut table = self.table();
+        let count = table.entry(session.clone()).or_default();
+        *count += 1;
+        *count
+    }
+
+    /// Counts one less; returns how many are left.
+    fn remove(&self, session: &SessionId) -> usize {
+        let mut table = self.table();
+        let left = table.get(session).map_or(0, |count| count.saturating_sub(1));
+        if left == 0 {
+            table.remove(session);
+        } else {
+            table.insert(session.clone(), left);
+        }
+        left
+    }
+}
+
+/// A command that has not ended.
+struct Running {
+    /// `None` for a shell.
+    command: Option<String>,
+    since: Instant,
+}
+
+pub(super) struct Trail {
+    audit: Arc<Audit>,
+    attached: Attached,
+    connection: ConnectionId,
+    origin: Arc<Origin>,
+    session: Option<SessionId>,
+    running: BTreeMap<u32, Running>,
+    /// What the client was told when the server ended the connection.
+    farewell: Option<String>,
+}
+
+impl Trail {
+    pub(super) fn new(audit: Arc<Audit>, attached: Attached, connection: ConnectionId, peer: SocketAddr) -> Self {
+        let origin = Arc::new(Origin { peer, fingerprint: String::new() });
+        Self { audit, attached, connection, origin, session: None, running: BTreeMap::new(), farewell: None }
+    }
+
+    /// Goes on with what an earlier supervisor has begun.
+    pub(super) fn adopt(&mut self, login: &Login, session: &SessionId) {
+        self.identify(login);
+        self.attached.add(session);
+        self.session = Some(session.clone());
+    }
+
+    /// Where the client came from, and with which key.
+    pub(super) fn origin(&self) -> Arc<Origin> {
+        self.origin.clone()
+    }
+
+    pub(super) fn identify(&mut self, login: &Login) {
+        self.origin = Arc::new(Origin { peer: self.origin.peer, fingerprint: login.fingerprint.clone() });
+    }
+
+    fn who<'a>(&'a self, login: &'a Login) -> Who<'a> {
+        Who { key: &login.key, connection: self.connection, origin: &self.origin, session: self.session.as_ref() }
+    }
+
+    /// It has its session.
+    pub(super) fn connected(&mut self, login: &Login, session: &SessionId) {
+        let connections = self.attached.add(session);
+        self.session = Some(session.clone());
+        self.audit.record(&Event::Connect { who: self.who(login), connections });
+    }
+
+    /// There is no session for it.
+    pub(super) fn refused(&self, login: &Login, reason: &str) {
+        self.audit.record(&Event::SessionRefused { who: self.who(login), reason });
+    }
+
+    /// The server ends it.
+    pub(super) fn told(&mut self, farewell: &str) {
+        self.farewell = Some(farewell.to_owned());
+    }
+
+    /// A command, or a shell, runs.
+    pub(super) fn begun(&mut self, run: u32, mut command: Option<String>) {
+        if self.running.len() < RUNNING {
+            if let Some(text) = &mut command {
+                let end = (0..=TEXT.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+                text.truncate(end.unwrap_or(0));
+            }
+            self.running.insert(run, Running { command, since: Instant::now() });
+        }
+    }
+
+    /// It has ended.
+    pub(super) fn ended(&mut self, login: &Login, run: Option<u32>, command: Option<&str>, status: ExitStatus) {
+        let time = run.and_then(|run| self.running.remove(&run)).map(|running| running.since.elapsed());
+        self.audit.record(&Event::Command { who: self.who(login), command, status: Some(status), time });
+    }
+
+    pub(super) fn forwarded(&self, login: &Login, kind: ForwardKind, target: &str) {
+        self.audit.record(&Event::ForwardOpen { who: self.who(login), kind, target });
+    }
+
+    /// The connection has ended, and with it what it ran.
+    pub(super) fn close(&mut self, login: Option<&Login>) {
+        let (Some(login), Some(session)) = (login, &self.session) else { return };
+        let remaining = self.attached.remove(session);
+        for Running { command, since } in std::mem::take(&mut self.running).into_values() {
+            let (command, time) = (command.as_deref(), Some(since.elapsed()));
+            self.audit.record(&Event::Command { who: self.who(login), command, status: None, time });
+        }
+        let reason = self.farewell.as_deref();
+        self.audit.record(&Event::Disconnect { who: self.who(login), remaining, reason });
+    }
+}
