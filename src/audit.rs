@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     access::{CertificateIdentity, Identity},
     log::LogFile,
+    metrics::Metrics,
     names::SessionId,
     protocol::{ExitStatus, ForwardKind},
     session::{Origin, SessionKey, state::ConnectionId},
@@ -99,22 +100,73 @@ pub enum Event<'a> {
     },
 }
 
-/// The open log, or none.
-pub struct Audit(Option<Mutex<LogFile>>);
+/// Where events go: the open log, if there is one, and the counters.
+pub struct Audit {
+    file: Option<Mutex<LogFile>>,
+    metrics: Metrics,
+}
 
 impl Audit {
     /// Appends to the file at `path`, made with mode 0600; `None` records nothing.
     pub fn open(path: Option<&Path>) -> io::Result<Self> {
-        Ok(Self(path.map(LogFile::open).transpose()?.map(Mutex::new)))
+        let file = path.map(LogFile::open).transpose()?.map(Mutex::new);
+        Ok(Self { file, metrics: Metrics::default() })
     }
 
-    /// Writes one line. A failure is logged: the service goes on without its audit rather than not at all.
+    /// What has been counted.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Counts the event and writes one line. A failure is logged: the service goes on without its audit rather than not at
+    /// all.
     pub fn record(&self, event: &Event<'_>) {
-        let Some(file) = &self.0 else { return };
+        self.count(event);
+        let Some(file) = &self.file else { return };
         let line = format!("{}\n", describe(event, SystemTime::now()));
         if let Err(error) = file.lock().unwrap_or_else(PoisonError::into_inner).append(line.as_bytes()) {
+            self.metrics.audit_failed();
             tracing::error!("the audit log cannot be written: {error}");
         }
+    }
+
+    fn count(&self, event: &Event<'_>) {
+        match event {
+            Event::AuthOk { .. } => self.metrics.login("ok"),
+            Event::AuthFail { .. } => self.metrics.login("failed"),
+            Event::LimitRefused { limit, .. } => self.metrics.refused(limit),
+            Event::ContainerCreate { .. } => self.metrics.session_created(),
+            Event::ContainerDestroy { reason, .. } => self.metrics.session_ended(reason),
+            Event::Command { status, time, .. } => self.metrics.command(outcome(*status), *time),
+            Event::ForwardOpen { kind, .. } => self.metrics.forward(forward_name(*kind)),
+            // Said otherwise, or gauges.
+            Event::Penalty { .. }
+            | Event::SessionRefused { .. }
+            | Event::Connect { .. }
+            | Event::Disconnect { .. }
+            | Event::CleanupRun { .. } => {}
+        }
+    }
+}
+
+/// How a command went, in a word.
+fn outcome(status: Option<ExitStatus>) -> &'static str {
+    match status {
+        Some(ExitStatus::Code(0)) => "success",
+        Some(ExitStatus::Code(_) | ExitStatus::Signal { .. }) => "failure",
+        None => "unknown",
+    }
+}
+
+/// The name that SSH has for it, as the log has it too.
+fn forward_name(kind: ForwardKind) -> &'static str {
+    match kind {
+        ForwardKind::DirectTcpip => "direct-tcpip",
+        ForwardKind::DirectStreamlocal => "direct-streamlocal",
+        ForwardKind::TcpipForward => "tcpip-forward",
+        ForwardKind::StreamlocalForward => "streamlocal-forward",
+        ForwardKind::AuthAgent => "auth-agent",
+        ForwardKind::X11 => "x11",
     }
 }
 
@@ -143,12 +195,12 @@ fn describe(event: &Event<'_>, now: SystemTime) -> Value {
             ("session.disconnect", with_who(who, json!({"remaining_connections": remaining, "reason": reason})))
         }
         Event::Command { who, command, status, time } => {
-            let (code, signal, outcome) = match status {
-                Some(ExitStatus::Code(0)) => (Some(0), None, "success"),
-                Some(ExitStatus::Code(code)) => (Some(*code), None, "failure"),
-                Some(ExitStatus::Signal { signal, .. }) => (None, Some(*signal), "failure"),
-                None => (None, None, "unknown"),
+            let (code, signal) = match status {
+                Some(ExitStatus::Code(code)) => (Some(*code), None),
+                Some(ExitStatus::Signal { signal, .. }) => (None, Some(*signal)),
+                None => (None, None),
             };
+            let outcome = outcome(*status);
             let duration = time.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
             let details = json!({
                 "command": command, "exit_code": code, "signal": signal, "outcome": outcome, "duration_ms": duration,
@@ -156,7 +208,7 @@ fn describe(event: &Event<'_>, now: SystemTime) -> Value {
             ("session.command", with_who(who, details))
         }
         Event::ForwardOpen { who, kind, target } => {
-            ("forward.open", with_who(who, json!({"kind": kind, "target": target})))
+            ("forward.open", with_who(who, json!({"kind": forward_name(*kind), "target": target})))
         }
         Event::CleanupRun { adopted, removed, strays } => {
             ("cleanup.run", json!({"reason": "start", "adopted": adopted, "removed": removed, "strays": strays}))

@@ -25,6 +25,7 @@ pub mod git;
 pub mod image;
 pub mod init;
 pub mod log;
+pub mod metrics;
 pub mod names;
 pub mod network;
 pub mod podfile;

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Host, Run, eventually};
+use common::{Host, Run, Stream, eventually};
 use podspawn::names::{ContainerId, InstanceTag};
 use serde_json::Value;
 
@@ -63,4 +63,65 @@ fn processes_that_the_kernel_kills_for_their_memory_are_counted() {
     eventually("it was killed", || stats(&host)["oom_kills"] == 1);
     output.kill().unwrap();
     output.wait().unwrap();
+}
+
+/// The value of a sample, named with its labels.
+fn sample(metrics: &str, name: &str) -> f64 {
+    let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("{name} in {metrics}")).parse().unwrap()
+}
+
+#[test]
+fn metrics_count_what_happens_and_prometheus_understands_them() {
+    let listen = |host: &Host| format!("{}:9464", host.address);
+    let mut host = Host::new().user("ada").config("resources:\n  max_per_user: 1").prepare();
+    let config = std::fs::read_to_string(host.config_file()).unwrap();
+    std::fs::write(host.config_file(), format!("{config}metrics:\n  listen: {}\n", listen(&host))).unwrap();
+    host.serve();
+    let stream = Stream::start(&host, "ada");
+    host.ssh("ada", "exit 3").run().status(3);
+    host.ssh("ada+web", "true").run().status(125);
+    host.ssh("nobody", "true").key(&host.key("ada")).run().status(255);
+    let metrics = || host.podspawn(["status", "--prometheus"]).run().ok().text();
+    eventually("the command has been counted", || metrics().contains("podspawn_commands_total{result=\"failure\"} 1"));
+    let text = metrics();
+    for (name, value) in [
+        ("podspawn_sessions_total", 1.0),
+        ("podspawn_sessions_running", 1.0),
+        ("podspawn_containers", 1.0),
+        ("podspawn_connections_total", 1.0),
+        ("podspawn_sessions_created_total", 1.0),
+        ("podspawn_refusals_total{limit=\"max_per_user\"}", 1.0),
+        ("podspawn_refusals_total{limit=\"max_startups\"}", 0.0),
+        ("podspawn_logins_total{result=\"ok\"}", 3.0),
+        ("podspawn_connect_to_ready_seconds_count", 2.0),
+        ("podspawn_command_duration_seconds_count", 1.0),
+    ] {
+        assert_eq!(sample(&text, name), value, "{name}: {text}");
+    }
+    assert!(sample(&text, "podspawn_logins_total{result=\"failed\"}") >= 1.0, "{text}");
+
+    // The same for Prometheus, which reads it without a complaint.
+    let scraped = Run::new("curl").args(["-sS", "-i", &format!("http://{}/metrics", listen(&host))]).run().ok().text();
+    assert!(scraped.contains("content-type: text/plain; version=0.0.4"), "{scraped}");
+    assert_eq!(sample(&scraped, "podspawn_sessions_created_total"), 1.0);
+    let promtool = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("target/promtool");
+    assert!(promtool.exists(), "{} is missing; run: scripts/test-deps", promtool.display());
+    let judged = Run::new(promtool).args(["check", "metrics"]).input(text.clone()).run();
+    judged.ok().stdout("").stderr("");
+
+    // Nothing else is there over TCP.
+    let status = |path: &str| {
+        let url = format!("http://{}{path}", listen(&host));
+        Run::new("curl").args(["-sS", "-o", "/dev/null", "-w", "%{http_code}", &url]).run().ok().text()
+    };
+    assert_eq!(
+        (status("/healthz"), status("/v1/sessions"), status("/v1/stop-all")),
+        ("200".into(), "404".into(), "404".into())
+    );
+    stream.finish();
+    eventually("its end has been counted", || {
+        metrics().contains("podspawn_sessions_ended_total{reason=\"disconnect\"} 1")
+    });
+    host.assert_no_session_left();
 }

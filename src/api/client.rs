@@ -53,6 +53,11 @@ impl Client {
         self.json(Method::GET, "/v1/stats")
     }
 
+    /// Text for Prometheus.
+    pub fn metrics(&self) -> Result<Bytes, ClientError> {
+        self.request(Method::GET, "/metrics")
+    }
+
     pub fn status(&self) -> Result<Status, ClientError> {
         self.json(Method::GET, "/v1/status")
     }

@@ -6,6 +6,7 @@
 //! | request | answer |
 //! |---|---|
 //! | `GET /healthz` | `ok` |
+//! | `GET /metrics` | text for Prometheus |
 //! | `GET /v1/sessions` | list of [`types::Session`] |
 //! | `GET /v1/stats` | list of [`types::Stats`] |
 //! | `GET /v1/status` | [`types::Status`] |
@@ -13,6 +14,7 @@
 //! | `POST /v1/stop-all` | 204 |
 
 pub mod client;
+pub mod metrics;
 pub mod server;
 pub mod types;
 
@@ -26,6 +28,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn sessions(&self) -> impl Future<Output = Vec<types::Session>> + Send;
     /// What each session uses now, in the same order.
     fn stats(&self) -> impl Future<Output = Vec<types::Stats>> + Send;
+    /// Everything that is counted, as text for Prometheus.
+    fn metrics(&self) -> impl Future<Output = String> + Send;
     /// Ends a session; false if there is none.
     fn stop(&self, key: SessionKey) -> impl Future<Output = bool> + Send;
     /// Ends all sessions.

@@ -13,7 +13,7 @@ use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::{
-    Backend,
+    Backend, metrics,
     types::{Problem, Status},
 };
 use crate::{session::SessionKey, sys::seqpacket};
@@ -83,6 +83,7 @@ fn from_root(stream: &UnixStream) -> bool {
 fn router<B: Backend>(backend: B) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
+        .route("/metrics", get(metrics::metrics::<B>))
         .route("/v1/sessions", get(|State(backend): State<B>| async move { Json(backend.sessions().await) }))
         .route("/v1/stats", get(|State(backend): State<B>| async move { Json(backend.stats().await) }))
         .route("/v1/status", get(|State(backend): State<B>| async move { Json(Status::of(&backend.sessions().await)) }))

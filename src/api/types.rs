@@ -54,6 +54,8 @@ pub struct Status {
     pub sessions: usize,
     pub running: usize,
     pub grace: usize,
+    /// Sessions whose container runs.
+    pub containers: usize,
     pub connections: usize,
     pub oldest_session_seconds: Option<u64>,
 }
@@ -67,6 +69,7 @@ impl Status {
             sessions: sessions.len(),
             running: with("running"),
             grace: with("grace"),
+            containers: sessions.iter().filter(|session| session.pid.is_some()).count(),
             connections: sessions.iter().map(|session| session.connections).sum(),
             oldest_session_seconds: sessions.iter().map(|session| session.age_seconds).max(),
         }

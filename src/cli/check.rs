@@ -98,6 +98,7 @@ fn effective(config: &Config) -> Vec<(&'static str, Value)> {
         network: net,
         images,
         log,
+        metrics,
         source: _,
     } = config;
     let startups = auth.max_startups;
@@ -139,6 +140,7 @@ fn effective(config: &Config) -> Vec<(&'static str, Value)> {
         ("state.db_path", json!(paths.db)),
         ("log.file", json!(log.file)),
         ("log.audit_log", json!(log.audit_log)),
+        ("metrics.listen", json!(metrics.listen)),
         ("security.capabilities", json!(security.capabilities)),
         ("security.no_new_privileges", json!(security.no_new_privileges)),
         ("security.pids_limit", json!(security.pids_limit)),

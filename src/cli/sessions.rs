@@ -49,21 +49,30 @@ pub struct StatusArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Print everything that is counted, as text for Prometheus
+    #[arg(long, conflicts_with = "json")]
+    prometheus: bool,
 }
 
 impl StatusArgs {
     pub fn run(&self, session: &Session<'_>) -> anyhow::Result<()> {
-        let status = session.client().status()?;
         let mut out = io::stdout().lock();
+        if self.prometheus {
+            out.write_all(&session.client().metrics()?)?;
+            return Ok(());
+        }
+        let status = session.client().status()?;
         if self.json {
             writeln!(out, "{}", serde_json::to_string_pretty(&status)?)?;
             return Ok(());
         }
-        let types::Status { version, sessions, running, grace, connections, oldest_session_seconds } = status;
+        let types::Status { version, sessions, running, grace, containers, connections, oldest_session_seconds } =
+            status;
         let oldest = oldest_session_seconds.map_or_else(|| "-".to_owned(), table::duration);
         writeln!(out, "version      {version}")?;
         writeln!(out, "sessions     {sessions} ({running} running, {grace} in grace)")?;
         writeln!(out, "connections  {connections}")?;
+        writeln!(out, "containers   {containers}")?;
         writeln!(out, "oldest       {oldest}")?;
         Ok(())
     }

@@ -7,7 +7,8 @@ use std::{
 };
 
 use super::{
-    Auth, Config, Defaults, Egress, Images, Log, MaxStartups, Mode, Network, Paths, Resources, Security, Session,
+    Auth, Config, Defaults, Egress, Images, Log, MaxStartups, Metrics, Mode, Network, Paths, Resources, Security,
+    Session,
     load::{ConfigError, Source, ValueError},
     per_source, raw, units,
 };
@@ -123,6 +124,7 @@ pub(super) fn config(
         resources: resources(raw.resources.unwrap_or_default()),
         network: network(&fields, raw.network.unwrap_or_default())?,
         images: images(&fields, raw.images.unwrap_or_default())?,
+        metrics: metrics(&fields, raw.metrics.unwrap_or_default())?,
         log: Log { file: log.file.map(PathBuf::from), audit_log: log.audit_log.map(PathBuf::from) },
         source,
     })
@@ -138,6 +140,12 @@ fn listen(fields: &Fields<'_>, raw: Option<raw::Listen>) -> Result<Vec<std::net:
         return Err(fields.rule("listen", "the list is empty"));
     }
     texts.iter().map(|text| text.parse().map_err(|_| fields.bad("listen", ValueError::Address(text.clone())))).collect()
+}
+
+fn metrics(fields: &Fields<'_>, raw: raw::Metrics) -> Result<Metrics, ConfigError> {
+    let parse =
+        |text: String| text.parse().map_err(|_| fields.bad("metrics.listen", ValueError::Address(text.clone())));
+    Ok(Metrics { listen: raw.listen.map(parse).transpose()? })
 }
 
 fn auth(fields: &Fields<'_>, raw: raw::Auth) -> Result<Auth, ConfigError> {

@@ -63,6 +63,7 @@ pub struct Config {
     pub network: Network,
     pub images: Images,
     pub log: Log,
+    pub metrics: Metrics,
     /// Where values came from, for [`Config::reload_if_changed`] and `config check`.
     pub source: load::Source,
 }
@@ -224,6 +225,13 @@ pub struct Images {
     /// Bytes that one image may unpack to, and entries that it may have.
     pub max_bytes: u64,
     pub max_entries: u64,
+}
+
+/// Numbers for Prometheus.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    /// Where they are served over TCP, to whoever asks. `None` = only on the control socket.
+    pub listen: Option<SocketAddr>,
 }
 
 #[derive(Debug, Clone)]

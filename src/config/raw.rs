@@ -41,7 +41,8 @@ section! {
         network: Network,
         images: Images,
         projects_file: String,
-    } later { metrics, volumes, }
+        metrics: Metrics,
+    } later { volumes, }
 }
 
 section! {
@@ -110,6 +111,12 @@ section! {
     Log {
         file: String,
         audit_log: String,
+    } later { }
+}
+
+section! {
+    Metrics {
+        listen: String,
     } later { }
 }
 
@@ -208,6 +215,7 @@ impl File {
         add("resources", self.resources.as_ref().map(Resources::unsupported));
         let userns = self.security.as_ref().and_then(|security| security.userns.as_ref());
         add("security.userns", userns.map(Userns::unsupported));
+        add("metrics", self.metrics.as_ref().map(Metrics::unsupported));
         add("network", self.network.as_ref().map(Network::unsupported));
         add("images", self.images.as_ref().map(Images::unsupported));
         all

@@ -183,6 +183,7 @@ impl Pull<'_> {
         let drained = io::copy(&mut blob, &mut io::sink());
         if drained.is_ok() {
             let (found, size) = blob.finish();
+            self.store.fetched(size);
             let digest = layer.digest.clone();
             if size != layer.size {
                 return Err(ImageError::SizeMismatch { what: "layer", digest, expected: layer.size });

@@ -78,6 +78,21 @@ impl Admission {
         }
     }
 
+    /// Connections that have not logged in.
+    pub(super) fn waiting(&self) -> usize {
+        self.startups.count()
+    }
+
+    /// How many connections were dropped since the start, by the name of the setting.
+    pub(super) fn dropped(&self) -> Vec<(&'static str, u64)> {
+        let counters = [
+            ("max_startups", &self.max_startups),
+            ("per_source_max_startups", &self.per_source_max_startups),
+            ("per_source_penalties", &self.per_source_penalties),
+        ];
+        counters.map(|(name, counter)| (name, counter.load(Ordering::Relaxed))).into()
+    }
+
     fn penalties(&self) -> std::sync::MutexGuard<'_, Penalties> {
         self.penalties.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -350,7 +350,7 @@ impl Connection {
                         process: self.process,
                     };
                     self.supervisor.remember_connection(record).await;
-                    self.trail.connected(login, &session);
+                    self.trail.connected(login, &session, self.began.elapsed());
                 }
                 self.tell(&ToConnection::Attached { session }, &[init.as_fd()]).await?;
                 Ok(false)

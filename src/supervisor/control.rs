@@ -5,6 +5,7 @@ use std::{sync::Arc, time::SystemTime};
 use super::Supervisor;
 use crate::{
     api::{self, types},
+    metrics::Now,
     session::{SessionKey, View, state::Reason},
 };
 
@@ -20,6 +21,22 @@ impl api::Backend for Control {
 
     async fn stats(&self) -> Vec<types::Stats> {
         self.0.stats.sample(&self.0).await
+    }
+
+    async fn metrics(&self) -> String {
+        let status = types::Status::of(&self.sessions().await);
+        let now = Now {
+            sessions: status.sessions,
+            running: status.running,
+            grace: status.grace,
+            containers: status.containers,
+            connections: status.connections,
+            oldest_session_seconds: status.oldest_session_seconds,
+            startups: self.0.admission.waiting(),
+            dropped: self.0.admission.dropped(),
+            pulled_bytes: self.0.sessions.context().store.fetched_bytes(),
+        };
+        self.0.audit.metrics().render(&now)
     }
 
     async fn stop(&self, key: SessionKey) -> bool {

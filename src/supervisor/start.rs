@@ -14,6 +14,7 @@ use nix::{
     fcntl::{Flock, FlockArg},
     sys::prctl,
 };
+use tokio::net::{TcpListener, UnixListener};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -100,6 +101,11 @@ pub(super) async fn start(config: Config) -> Result<(), StartError> {
     for address in &config.listen {
         listeners.push(accept::listen(*address).map_err(|error| StartError::Listen(*address, error))?);
     }
+    let metrics = config
+        .metrics
+        .listen
+        .map(|address| accept::listen(address).map_err(|error| StartError::Listen(address, error)));
+    let metrics = metrics.transpose()?;
     let host_keys = host_keys::load_or_create(&paths.host_key_dir)?;
     keep_secret(&host_keys);
     let audit = Arc::new(Audit::open(config.log.audit_log.as_deref()).map_err(StartError::Audit)?);
@@ -132,12 +138,7 @@ pub(super) async fn start(config: Config) -> Result<(), StartError> {
     let mut tasks = tokio::task::JoinSet::new();
     let control = api::server::listen(&paths.control_socket)
         .map_err(|error| StartError::Control(paths.control_socket.clone(), error))?;
-    let backend = control::Control(supervisor.clone());
-    tasks.spawn(async move {
-        if let Err(error) = api::server::serve(control, backend).await {
-            tracing::error!("the control socket: {error}");
-        }
-    });
+    serve_api(&mut tasks, &supervisor, control, metrics);
     tasks.spawn(async move {
         let never = forwarder.serve(upstreams).await;
         match never {}
@@ -167,6 +168,29 @@ pub(super) async fn start(config: Config) -> Result<(), StartError> {
     tasks.shutdown().await;
     leave(&supervisor, &paths, end).await;
     Ok(())
+}
+
+/// Answers administrators, and Prometheus.
+fn serve_api(
+    tasks: &mut tokio::task::JoinSet<()>,
+    supervisor: &Arc<Supervisor>,
+    control: UnixListener,
+    metrics: Option<TcpListener>,
+) {
+    let backend = control::Control(supervisor.clone());
+    if let Some(listener) = metrics {
+        let backend = backend.clone();
+        tasks.spawn(async move {
+            if let Err(error) = api::metrics::serve(listener, backend).await {
+                tracing::error!("metrics.listen: {error}");
+            }
+        });
+    }
+    tasks.spawn(async move {
+        if let Err(error) = api::server::serve(control, backend).await {
+            tracing::error!("the control socket: {error}");
+        }
+    });
 }
 
 /// Ends what belongs to this process, and perhaps everything else.

@@ -60,6 +60,11 @@ pub enum Admission {
 }
 
 impl Startups {
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).waiting.len()
+    }
+
     /// Counts another connection from `source`, or refuses it: for certain when `limits.max_startups.full` are there, with
     /// a probability that grows from `rate` percent to that once `start` are (sshd_config(5), MaxStartups). `dice` is
     /// 0..100. It is not refused if another source has at least two connections more than its own.

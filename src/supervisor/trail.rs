@@ -6,7 +6,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use super::login::Login;
@@ -97,8 +97,9 @@ impl Trail {
         Who { key: &login.key, connection: self.connection, origin: &self.origin, session: self.session.as_ref() }
     }
 
-    /// It has its session.
-    pub(super) fn connected(&mut self, login: &Login, session: &SessionId) {
+    /// It has its session, `time` after it began.
+    pub(super) fn connected(&mut self, login: &Login, session: &SessionId, time: Duration) {
+        self.audit.metrics().ready(time);
         let connections = self.attached.add(session);
         self.session = Some(session.clone());
         self.audit.record(&Event::Connect { who: self.who(login), connections });

@@ -14,7 +14,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -68,6 +68,8 @@ pub struct Store {
     /// What this process is making.
     scratches: Mutex<BTreeSet<PathBuf>>,
     cancelled: AtomicBool,
+    /// Bytes of layers that this process has fetched.
+    fetched: AtomicU64,
 }
 
 /// While it lives nothing is removed from the store.
@@ -115,6 +117,7 @@ impl Store {
             settings,
             scratches: Mutex::default(),
             cancelled: AtomicBool::new(false),
+            fetched: AtomicU64::new(0),
         };
         for part in ["", "blobs/sha256", "images", "refs", "builds", "layers", "locks", "tmp"] {
             let path = store.directory.join(part);
@@ -180,6 +183,16 @@ impl Store {
             thread::sleep(Duration::from_millis(10));
         }
         self.remove_scratches();
+    }
+
+    /// Counts the bytes of a layer that has arrived.
+    pub(super) fn fetched(&self, bytes: u64) {
+        self.fetched.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes of layers that this process has fetched from registries and archives, compressed as they came.
+    pub fn fetched_bytes(&self) -> u64 {
+        self.fetched.load(Ordering::Relaxed)
     }
 
     pub fn is_cancelled(&self) -> bool {
