@@ -6,13 +6,16 @@ use std::{
     time::Duration,
 };
 
-use http_body_util::{BodyExt, Empty};
-use hyper::{Method, Request, StatusCode, body::Bytes};
+use http_body_util::{BodyExt, Full};
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use super::types::{Problem, Session, Stats, Status};
+use super::types::{BuildEvent, BuildRequest, Problem, Session, Stats, Status};
 use crate::{session::SessionKey, sys::seqpacket};
 
 /// How long the server may take to answer. It answers from memory.
@@ -72,20 +75,56 @@ impl Client {
         self.request(Method::POST, "/v1/stop-all").map(|_| ())
     }
 
+    /// Builds an image; `heard` hears how it goes, the result at last. Blocks for as long as it takes.
+    pub fn build(&self, request: &BuildRequest, mut heard: impl FnMut(BuildEvent)) -> Result<(), ClientError> {
+        let body = Bytes::from(serde_json::to_vec(request)?);
+        self.runtime()?.block_on(async {
+            let answer = tokio::time::timeout(LIMIT, self.send(Method::POST, "/v1/builds", body)).await;
+            let mut answer = answer.unwrap_or(Err(ClientError::TimedOut))?;
+            if !answer.status().is_success() {
+                let status = answer.status();
+                return Err(refusal(status, &answer.into_body().collect().await?.to_bytes()));
+            }
+            let mut line = Vec::new();
+            while let Some(frame) = answer.frame().await {
+                let Ok(data) = frame?.into_data() else { continue };
+                for piece in data.split_inclusive(|byte| *byte == b'\n') {
+                    line.extend_from_slice(piece);
+                    if line.ends_with(b"\n") {
+                        heard(serde_json::from_slice(&line)?);
+                        line.clear();
+                    }
+                }
+            }
+            Ok(())
+        })
+    }
+
     fn json<T: DeserializeOwned>(&self, method: Method, path: &str) -> Result<T, ClientError> {
         Ok(serde_json::from_slice(&self.request(method, path)?)?)
     }
 
     /// Blocks for one request; a command makes one or two in its life.
     fn request(&self, method: Method, path: &str) -> Result<Bytes, ClientError> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|error| ClientError::Connect(self.socket.clone(), error))?;
-        runtime.block_on(async {
+        self.runtime()?.block_on(async {
             tokio::time::timeout(LIMIT, self.exchange(method, path)).await.unwrap_or(Err(ClientError::TimedOut))
         })
     }
 
+    fn runtime(&self) -> Result<tokio::runtime::Runtime, ClientError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.map_err(|error| ClientError::Connect(self.socket.clone(), error))
+    }
+
     async fn exchange(&self, method: Method, path: &str) -> Result<Bytes, ClientError> {
+        let answer = self.send(method, path, Bytes::new()).await?;
+        let status = answer.status();
+        let body = answer.into_body().collect().await?.to_bytes();
+        if status.is_success() { Ok(body) } else { Err(refusal(status, &body)) }
+    }
+
+    /// Sends a request with a JSON body, or an empty one.
+    async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Response<Incoming>, ClientError> {
         let through = seqpacket::short_path(&self.socket).map_err(|error| self.unreachable(error))?;
         let stream = UnixStream::connect(through.as_path()).await.map_err(|error| self.unreachable(error))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
@@ -95,16 +134,10 @@ impl Client {
             .method(method)
             .uri(path)
             .header(hyper::header::HOST, "podspawn")
-            .body(Empty::<Bytes>::new())
+            .header(hyper::header::CONTENT_TYPE, "application/json")
+            .body(Full::new(body))
             .expect("a request of constant parts and checked names is well formed");
-        let answer = sender.send_request(request).await?;
-        let status = answer.status();
-        let body = answer.into_body().collect().await?.to_bytes();
-        if status.is_success() {
-            return Ok(body);
-        }
-        let problem = serde_json::from_slice::<Problem>(&body).map(|problem| problem.error);
-        Err(ClientError::Refused(problem.unwrap_or_else(|_| describe(status))))
+        Ok(sender.send_request(request).await?)
     }
 
     fn unreachable(&self, error: io::Error) -> ClientError {
@@ -113,6 +146,11 @@ impl Client {
             _ => ClientError::Connect(self.socket.clone(), error),
         }
     }
+}
+
+fn refusal(status: StatusCode, body: &Bytes) -> ClientError {
+    let problem = serde_json::from_slice::<Problem>(body).map(|problem| problem.error);
+    ClientError::Refused(problem.unwrap_or_else(|_| describe(status)))
 }
 
 fn describe(status: StatusCode) -> String {

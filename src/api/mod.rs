@@ -12,6 +12,7 @@
 //! | `GET /v1/status` | [`types::Status`] |
 //! | `POST /v1/sessions/{user}[@project]/stop` | 204, or 404 if there is no such session |
 //! | `POST /v1/stop-all` | 204 |
+//! | `POST /v1/builds` with a [`types::BuildRequest`] | lines, each a [`types::BuildEvent`]; the last one is the result |
 
 pub mod client;
 pub mod metrics;
@@ -19,6 +20,8 @@ pub mod server;
 pub mod types;
 
 use std::future::Future;
+
+use tokio::sync::mpsc;
 
 use crate::session::SessionKey;
 
@@ -34,4 +37,10 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn stop(&self, key: SessionKey) -> impl Future<Output = bool> + Send;
     /// Ends all sessions.
     fn stop_all(&self) -> impl Future<Output = ()> + Send;
+    /// Builds an image, and tells how it goes until it is done or nobody listens any more.
+    fn build(
+        &self,
+        request: types::BuildRequest,
+        events: mpsc::Sender<types::BuildEvent>,
+    ) -> impl Future<Output = ()> + Send;
 }

@@ -1,25 +1,39 @@
 //! The server's side of the control API.
 
-use std::{io, path::Path, time::Duration};
+use std::{
+    io,
+    path::Path,
+    pin::Pin,
+    task::{self, Poll},
+    time::Duration,
+};
 
 use axum::{
     Json, Router,
+    body::Body,
     extract::{Path as PathPart, State},
-    http::StatusCode,
+    http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use hyper::body::{Bytes, Frame};
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    sync::mpsc,
+};
 
 use super::{
     Backend, metrics,
-    types::{Problem, Status},
+    types::{BuildEvent, BuildRequest, Problem, Status},
 };
 use crate::{session::SessionKey, sys::seqpacket};
 
 /// Requests of how many clients are served at once. Further ones wait to be accepted.
 const CLIENTS: usize = 64;
+
+/// Events of a build that wait for a client to read them.
+const EVENTS: usize = 16;
 
 /// How long to wait after accept(2) has failed.
 const BACK_OFF: Duration = Duration::from_millis(100);
@@ -95,6 +109,7 @@ fn router<B: Backend>(backend: B) -> Router {
                 StatusCode::NO_CONTENT
             }),
         )
+        .route("/v1/builds", post(build::<B>))
         .fallback(|| async { problem(StatusCode::NOT_FOUND, "there is no such resource") })
         .with_state(backend)
 }
@@ -104,6 +119,33 @@ async fn stop<B: Backend>(State(backend): State<B>, PathPart(key): PathPart<Stri
         Err(error) => problem(StatusCode::BAD_REQUEST, &error.to_string()),
         Ok(key) if backend.stop(key.clone()).await => StatusCode::NO_CONTENT.into_response(),
         Ok(key) => problem(StatusCode::NOT_FOUND, &format!("there is no session of {key}")),
+    }
+}
+
+async fn build<B: Backend>(State(backend): State<B>, Json(request): Json<BuildRequest>) -> Response {
+    let (events, told) = mpsc::channel(EVENTS);
+    tokio::spawn(async move { backend.build(request, events).await });
+    let lines = ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::new(Lines(told)));
+    lines.into_response()
+}
+
+/// The body of an answer that goes on: an event on each line.
+struct Lines(mpsc::Receiver<BuildEvent>);
+
+impl hyper::body::Body for Lines {
+    type Data = Bytes;
+    type Error = serde_json::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut task::Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, serde_json::Error>>> {
+        let line = |event| {
+            let mut line = serde_json::to_vec(&event)?;
+            line.push(b'\n');
+            Ok(Frame::data(Bytes::from(line)))
+        };
+        self.0.poll_recv(context).map(|event| event.map(line))
     }
 }
 

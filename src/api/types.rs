@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::podfile::BuildPlan;
+
 /// A session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Session {
@@ -74,6 +76,26 @@ impl Status {
             oldest_session_seconds: sessions.iter().map(|session| session.age_seconds).max(),
         }
     }
+}
+
+/// An image to build.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuildRequest {
+    pub plan: BuildPlan,
+    /// A name for it.
+    pub tag: Option<String>,
+}
+
+/// How a build goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BuildEvent {
+    /// What is done now, one line for people.
+    Progress(String),
+    /// It is done: the digest of the image's manifest.
+    Built { image: String },
+    /// It has failed, in one line; `output` is the end of what the step that failed has written.
+    Failed { error: String, output: Vec<String> },
 }
 
 /// The body of an answer that is not a success.

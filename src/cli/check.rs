@@ -97,6 +97,7 @@ fn effective(config: &Config) -> Vec<(&'static str, Value)> {
         resources,
         network: net,
         images,
+        builds,
         log,
         metrics,
         source: _,
@@ -167,5 +168,6 @@ fn effective(config: &Config) -> Vec<(&'static str, Value)> {
         ("images.insecure", json!(images.insecure)),
         ("images.max_size", json!(images.max_bytes)),
         ("images.max_entries", json!(images.max_entries)),
+        ("builds.step_timeout", duration(builds.step_timeout)),
     ]
 }

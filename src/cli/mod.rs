@@ -6,6 +6,7 @@ mod image;
 mod init;
 mod interrupt;
 mod podfile;
+mod prebuild;
 mod projects;
 mod pull;
 mod push;
@@ -59,6 +60,7 @@ Images:
   pull            Fetch an image from a registry, a file, or a distribution's mirror
   push            Put an image into a registry
   image           List, inspect, remove, import and export images
+  prebuild        Build the image of a podfile.yaml, so that nobody has to wait for it
 
 Projects:
   add-project     Add a project: a git repository with a podfile.yaml
@@ -117,6 +119,8 @@ pub enum Command {
         #[command(subcommand)]
         command: image::ImageCommand,
     },
+    /// Build the image of a podfile.yaml, so that nobody has to wait for it
+    Prebuild(prebuild::Prebuild),
     /// Add a project: a git repository with a podfile.yaml
     AddProject(projects::AddProject),
     /// Fetch a project's repository anew
@@ -202,6 +206,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Pull(pull) => pull.run(&session()?),
         Command::Push(push) => push.run(&session()?),
         Command::Image { command } => command.run(&session()?),
+        Command::Prebuild(prebuild) => prebuild.run(&session()?),
         Command::AddProject(add) => add.run(&session()?),
         Command::UpdateProject(update) => update.run(&session()?),
         Command::RemoveProject(remove) => remove.run(&session()?),

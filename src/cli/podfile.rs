@@ -78,7 +78,7 @@ pub(super) fn print_problems(kind: &str, problems: &[Problem]) -> io::Result<()>
 }
 
 /// The document that `path` is, or that is in the directory `path`.
-fn find(path: &Path) -> anyhow::Result<Document> {
+pub(super) fn find(path: &Path) -> anyhow::Result<Document> {
     if !path.is_dir() {
         let json = path.extension().is_some_and(|extension| extension == "json");
         return Ok(read(path, if json { Format::DevContainer } else { Format::Podfile })?);

@@ -7,8 +7,8 @@ use std::{
 };
 
 use super::{
-    Auth, Config, Defaults, Egress, Images, Log, MaxStartups, Metrics, Mode, Network, Paths, Resources, Security,
-    Session,
+    Auth, Builds, Config, Defaults, Egress, Images, Log, MaxStartups, Metrics, Mode, Network, Paths, Resources,
+    Security, Session,
     load::{ConfigError, Source, ValueError},
     per_source, raw, units,
 };
@@ -125,6 +125,7 @@ pub(super) fn config(
         network: network(&fields, raw.network.unwrap_or_default())?,
         images: images(&fields, raw.images.unwrap_or_default())?,
         metrics: metrics(&fields, raw.metrics.unwrap_or_default())?,
+        builds: builds(&fields, raw.builds.unwrap_or_default())?,
         log: Log { file: log.file.map(PathBuf::from), audit_log: log.audit_log.map(PathBuf::from) },
         source,
     })
@@ -329,4 +330,8 @@ fn images(fields: &Fields<'_>, raw: raw::Images) -> Result<Images, ConfigError> 
         max_bytes: fields.size("images.max_size", raw.max_size, 64 << 30)?,
         max_entries: raw.max_entries.unwrap_or(4_000_000),
     })
+}
+
+fn builds(fields: &Fields<'_>, raw: raw::Builds) -> Result<Builds, ConfigError> {
+    Ok(Builds { step_timeout: fields.duration("builds.step_timeout", raw.step_timeout.as_deref(), "30m")? })
 }

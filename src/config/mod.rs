@@ -62,6 +62,7 @@ pub struct Config {
     pub resources: Resources,
     pub network: Network,
     pub images: Images,
+    pub builds: Builds,
     pub log: Log,
     pub metrics: Metrics,
     /// Where values came from, for [`Config::reload_if_changed`] and `config check`.
@@ -232,6 +233,12 @@ pub struct Images {
 pub struct Metrics {
     /// Where they are served over TCP, to whoever asks. `None` = only on the control socket.
     pub listen: Option<SocketAddr>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Builds {
+    /// How long each command of a step may take.
+    pub step_timeout: Duration,
 }
 
 #[derive(Debug, Clone)]

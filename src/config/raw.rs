@@ -40,6 +40,7 @@ section! {
         resources: Resources,
         network: Network,
         images: Images,
+        builds: Builds,
         projects_file: String,
         metrics: Metrics,
     } later { volumes, }
@@ -165,6 +166,12 @@ section! {
     } later { registries, keep_free, }
 }
 
+section! {
+    Builds {
+        step_timeout: String,
+    } later { }
+}
+
 /// One address or a list of them.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
@@ -218,6 +225,7 @@ impl File {
         add("metrics", self.metrics.as_ref().map(Metrics::unsupported));
         add("network", self.network.as_ref().map(Network::unsupported));
         add("images", self.images.as_ref().map(Images::unsupported));
+        add("builds", self.builds.as_ref().map(Builds::unsupported));
         all
     }
 }

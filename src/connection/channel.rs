@@ -123,8 +123,9 @@ async fn conclude(end: End, line: &Line, terminal: bool) {
     }
 }
 
-/// Shows a line of ours on the client's stderr.
+/// Shows a message of ours on the client's stderr; it may have several lines.
 async fn say(line: &Line, message: &str, newline: &str) {
+    let message = message.replace('\n', newline);
     // Fails only if the client is gone.
     let _ = line.write.extended_data_bytes(1, format!("podspawn: {message}{newline}").into_bytes()).await;
 }

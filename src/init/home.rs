@@ -40,14 +40,19 @@ pub(super) fn shell(account: &Account) -> &str {
 
 /// Makes the account exist: entries, home directory, sudo. Tools of the image are not needed, nor is /etc.
 pub(super) fn set_up(account: &Account, warnings: &mut Vec<String>) -> io::Result<()> {
-    let read = |path: &str, bare: &[u8]| -> io::Result<(Vec<u8>, Ownership)> {
-        Ok(files::read(path, MAX_FILE)?.unwrap_or((bare.to_owned(), Ownership::ROOT_PUBLIC)))
-    };
-    let (passwd, passwd_owner) = read("/etc/passwd", AccountFiles::BARE_PASSWD)?;
-    let (group, group_owner) = read("/etc/group", AccountFiles::BARE_GROUP)?;
+    let passwd = files::read("/etc/passwd", MAX_FILE)?;
+    let group = files::read("/etc/group", MAX_FILE)?;
+    let (no_passwd, no_group) = (passwd.is_none(), group.is_none());
+    let (passwd, passwd_owner) = passwd.unwrap_or((AccountFiles::BARE_PASSWD.to_owned(), Ownership::ROOT_PUBLIC));
+    let (group, group_owner) = group.unwrap_or((AccountFiles::BARE_GROUP.to_owned(), Ownership::ROOT_PUBLIC));
     if account.is_root() {
-        files::write("/etc", "passwd", &passwd, passwd_owner)?;
-        files::write("/etc", "group", &group, group_owner)?;
+        // What a build changes is kept, so nothing is that need not be.
+        if no_passwd {
+            files::write("/etc", "passwd", &passwd, passwd_owner)?;
+        }
+        if no_group {
+            files::write("/etc", "group", &group, group_owner)?;
+        }
         if !files::directory_exists(&account.home) {
             let home = files::make_directories(&account.home)?;
             own(&home, Ownership { uid: 0, gid: 0, mode: 0o700 })?;

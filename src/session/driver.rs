@@ -16,6 +16,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    build,
     client::{Client, ToClient},
     environment::{Environment, Life},
     registry::Inner,
@@ -27,7 +28,7 @@ use crate::{
     audit,
     config::Config,
     errors::chain,
-    image,
+    image::{self, Progress as _},
     state::{Phase, SessionRecord},
     sys::async_fd,
 };
@@ -319,16 +320,21 @@ impl Driver {
         let (progress, stopped) = (self.progress.clone(), self.creation.clone());
         tokio::spawn(async move {
             let progress = Arc::new(Progress { mailbox: mailbox.clone(), line: progress });
-            let prepared = blocking(&inner, {
-                let (key, config, progress) = (key.clone(), config.clone(), progress.clone());
-                move |context| -> Result<Environment, CreateError> {
-                    let environment = Environment::of(&key, &config, &context.podfiles)?;
-                    context.ensure_image(&environment, &*progress)?;
-                    context.ensure_service_images(&environment, &*progress)?;
-                    Ok(environment)
-                }
-            });
-            // A download goes on in the background, for the next one who wants the image.
+            let prepared = async {
+                let environment = blocking(&inner, {
+                    let (key, config) = (key.clone(), config.clone());
+                    move |context| Environment::of(&key, &config, &context.podfiles)
+                });
+                let environment = Arc::new(environment.await?);
+                let services = blocking(&inner, {
+                    let (environment, progress) = (environment.clone(), progress.clone());
+                    move |context| context.ensure_service_images(&environment, &*progress)
+                });
+                let session = build::ensure(&inner, &environment.image, &config, |line| progress.line(line));
+                tokio::try_join!(session, services)?;
+                Ok(environment)
+            };
+            // What has been begun goes on in the background, for the next one who wants the images.
             let prepared = stopped.run_until_cancelled(prepared).await;
             let result = match prepared {
                 None => Err(CreateError::Stopped),
@@ -399,7 +405,10 @@ impl Driver {
 }
 
 /// Runs kernel work on a thread that may block. A panic in it is passed on.
-async fn blocking<T: Send + 'static>(inner: &Arc<Inner>, work: impl FnOnce(&Context) -> T + Send + 'static) -> T {
+pub(super) async fn blocking<T: Send + 'static>(
+    inner: &Arc<Inner>,
+    work: impl FnOnce(&Context) -> T + Send + 'static,
+) -> T {
     let inner = inner.clone();
     match tokio::task::spawn_blocking(move || work(&inner.context)).await {
         Ok(result) => result,

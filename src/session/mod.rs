@@ -5,6 +5,7 @@
 //! started and kept in theirs, [`inside`] runs processes in containers, [`registry`] knows which sessions there are and who
 //! may have one.
 
+mod build;
 mod client;
 mod containers;
 mod driver;
@@ -19,11 +20,12 @@ pub mod steps;
 mod variables;
 
 pub use self::{
+    build::BuildFailure,
     client::{Client, Origin, ToClient},
     driver::View,
     environment::Environment,
     leaks::{Leak, leaks},
     registry::Sessions,
-    steps::{Context, RLIMITS, SessionKey, egress, leases},
+    steps::{Context, CreateError, RLIMITS, SessionKey, egress, leases},
     variables::Variables,
 };

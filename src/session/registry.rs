@@ -10,14 +10,17 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
 use super::{
+    build::{self, Builds},
     client::{Client, ToClient},
-    driver::{Driver, Event, Mailbox, View},
+    driver::{self, Driver, Event, Mailbox, View},
     state::{ConnectionId, Reason},
-    steps::{Context, SessionKey},
+    steps::{Context, CreateError, SessionKey},
 };
 use crate::{
     audit::{self, Audit},
     config::Config,
+    image::{Image, Reference},
+    podfile::BuildPlan,
     state::{Phase, SessionRecord},
 };
 
@@ -84,6 +87,7 @@ pub(super) struct Inner {
     pub(super) context: Context,
     /// Containers that are being made at once: beyond a few per core there is only queueing.
     creations: Semaphore,
+    pub(super) builds: Builds,
     table: Mutex<Table>,
     drivers: TaskTracker,
     audit: Arc<Audit>,
@@ -107,6 +111,7 @@ impl Sessions {
         Self(Arc::new(Inner {
             context,
             creations: Semaphore::new(4 * cores),
+            builds: Builds::new(),
             table: Mutex::default(),
             drivers: TaskTracker::new(),
             audit,
@@ -169,6 +174,30 @@ impl Sessions {
     pub async fn all_gone(&self, limit: Duration) -> bool {
         self.0.drivers.close();
         tokio::time::timeout(limit, self.0.drivers.wait()).await.is_ok()
+    }
+
+    /// Gets the image of `plan` ready; `progress` hears how it goes. A build goes on without those who wait for it.
+    pub async fn build(
+        &self,
+        plan: &BuildPlan,
+        config: &Arc<Config>,
+        progress: impl FnMut(&str),
+    ) -> Result<Image, CreateError> {
+        build::ensure(&self.0, plan, config, progress).await
+    }
+
+    /// Gives an image one more name.
+    pub async fn tag(&self, image: Image, name: Reference) -> Result<Image, CreateError> {
+        let tagged = driver::blocking(&self.0, move |context| {
+            let tagged = context.store.tag(&image, &name);
+            tagged.map_err(|error| CreateError::Image(image.reference, error))
+        });
+        tagged.await
+    }
+
+    /// Ends all builds, and waits at most `limit` until nothing is left of them. Returns whether nothing is.
+    pub async fn end_builds(&self, limit: Duration) -> bool {
+        self.0.builds.end(limit).await
     }
 
     pub fn is_empty(&self) -> bool {

@@ -23,6 +23,7 @@ use std::{
 };
 
 use super::{
+    build::BuildFailure,
     containers::{Blueprint, image_env},
     environment::{Environment, EnvironmentError, Life},
     leaks::session_in,
@@ -31,7 +32,7 @@ use super::{
 };
 use crate::{
     cgroup::{self, Cgroups},
-    config::{self, Config},
+    config::{self, Config, Mode},
     errors::{chain, printable},
     image::{self, Image, Store},
     names::{ContainerId, InstanceTag, NameError, ProjectName, SessionId, UserName},
@@ -40,7 +41,7 @@ use crate::{
     project::Podfiles,
     protocol::{self, Rlimits, ToInit, wire},
     runtime::{self, Container, RuntimeError, Spawner, disk::DiskUse, rootfs::RootfsError},
-    state::{NewService, NewSession, Phase, SessionRecord, Slots, State, StateError},
+    state::{Kind, NewService, NewSession, Phase, SessionRecord, Slots, State, StateError},
     sys::seqpacket,
 };
 
@@ -103,10 +104,10 @@ pub struct Live {
 }
 
 /// What containers of a session are made from.
-struct Images {
-    session: Image,
+pub(super) struct Images {
+    pub(super) session: Image,
     /// In the order of the services.
-    services: Vec<Image>,
+    pub(super) services: Vec<Image>,
 }
 
 /// Why a session could not be made. The text is shown to the user.
@@ -122,6 +123,8 @@ pub enum CreateError {
     Image(String, #[source] image::ImageError),
     #[error("image {0} was removed in this moment; try again")]
     ImageRemoved(String),
+    #[error(transparent)]
+    Build(BuildFailure),
     #[error("service {0} cannot be run")]
     Plan(String, #[source] PlanError),
     #[error(transparent)]
@@ -147,12 +150,13 @@ pub enum CreateError {
 }
 
 impl CreateError {
-    /// What the user is told.
+    /// What the user is told: one line, and behind it the end of what a step that has failed has written.
     pub fn told(self) -> String {
         match self {
             Self::Environment(error) if error.is_private() => {
                 "the server's settings for this session are not valid; its log tells the administrator why".to_owned()
             }
+            Self::Build(failure) => failure.told(),
             Self::Service(error) => {
                 let lines = error.lines().to_vec();
                 lines.iter().fold(chain(error), |told, line| format!("{told}\n  | {}", printable(line)))
@@ -171,7 +175,7 @@ pub struct DestroyError {
 }
 
 impl Context {
-    fn upper_parent(&self, id: &SessionId) -> PathBuf {
+    pub(super) fn upper_parent(&self, id: &SessionId) -> PathBuf {
         self.state_dir.join(id.as_str())
     }
 
@@ -195,19 +199,15 @@ impl Context {
         self.socket(&id.clone().into())
     }
 
-    /// Pulls the image if it is not here. Blocks, perhaps for minutes; `progress` hears why.
-    pub fn ensure_image(&self, environment: &Environment, progress: &dyn image::Progress) -> Result<(), CreateError> {
-        self.ensure(&environment.image.base, progress)
-    }
-
-    fn ensure(&self, name: &str, progress: &dyn image::Progress) -> Result<(), CreateError> {
+    /// The image of that name; pulled if it is not here. Blocks, perhaps for minutes; `progress` hears why.
+    pub(super) fn ensure_base(&self, name: &str, progress: &dyn image::Progress) -> Result<Image, CreateError> {
         let reference = image_reference(name)?;
         match self.store.lookup(&reference) {
-            Ok(Some(_)) => Ok(()),
-            Ok(None) => match self.store.pull(&reference, progress) {
-                Ok(_) => Ok(()),
-                Err(error) => Err(CreateError::Pull(name.to_owned(), error)),
-            },
+            Ok(Some(image)) => Ok(image),
+            Ok(None) => {
+                let pulled = self.store.pull(&reference, progress);
+                pulled.map_err(|error| CreateError::Pull(name.to_owned(), error))
+            }
             Err(error) => Err(CreateError::Image(name.to_owned(), error)),
         }
     }
@@ -222,7 +222,8 @@ impl Context {
         let images: Vec<String> = images.into_iter().collect();
         for together in images.chunks(PULLS) {
             std::thread::scope(|scope| {
-                let pulls: Vec<_> = together.iter().map(|name| scope.spawn(|| self.ensure(name, progress))).collect();
+                let pulls: Vec<_> =
+                    together.iter().map(|name| scope.spawn(|| self.ensure_base(name, progress).map(drop))).collect();
                 let results = pulls.into_iter().map(|pull| pull.join().unwrap_or_else(|panic| resume_unwind(panic)));
                 // All are waited for: the scope does that anyway.
                 results.fold(Ok(()), Result::and)
@@ -277,47 +278,56 @@ impl Context {
         environment: &Environment,
         config: &Config,
     ) -> Result<(Images, SessionRecord), CreateError> {
-        let name = &environment.image.base;
-        let unreadable = |error| CreateError::Image(name.clone(), error);
-        let _held = self.store.hold().map_err(unreadable)?;
-        let image = self.find_image(name)?;
-        let mut of_services = Vec::new();
+        let image = &environment.image;
+        let _held = self.store.hold().map_err(|error| CreateError::Image(image.base.clone(), error))?;
+        let session = self.find_image(image)?.ok_or_else(|| CreateError::ImageRemoved(image.base.clone()))?;
+        let mut images = Images { session, services: Vec::new() };
         let mut services = Vec::new();
         for service in &environment.services {
-            let image = self.find_image(&service.image.to_string())?;
+            let name = service.image.to_string();
+            let image = self.store.lookup(&service.image).map_err(|error| CreateError::Image(name.clone(), error))?;
+            let image = image.ok_or(CreateError::ImageRemoved(name))?;
+            let plan = Plan::new(service, &image).map_err(|error| CreateError::Plan(service.name.clone(), error))?;
             services.push(NewService {
                 name: service.name.clone(),
                 image: image.id.to_string(),
                 image_reference: image.reference.clone(),
-                plan: Plan::new(service, &image)
-                    .map_err(|error| CreateError::Plan(service.name.clone(), error))?
-                    .to_text(),
+                plan: plan.to_text(),
             });
-            of_services.push(image);
+            images.services.push(image);
         }
+        let record = self.record(Kind::Session, key, environment.life.mode, &images.session, &services, config)?;
+        Ok((images, record))
+    }
+
+    /// Writes the record of a session or a build, which gives its containers their ids and their addresses. The caller holds
+    /// the store.
+    pub(super) fn record(
+        &self,
+        kind: Kind,
+        key: &SessionKey,
+        mode: Mode,
+        image: &Image,
+        services: &[NewService],
+        config: &Config,
+    ) -> Result<SessionRecord, CreateError> {
         let session = NewSession {
             id: new_id(),
+            kind,
             user: key.user.clone(),
             project: key.project.clone(),
             image: image.id.to_string(),
             image_reference: image.reference.clone(),
-            mode: environment.life.mode,
+            mode,
             created_at: SystemTime::now(),
             boot_id: self.boot_id.clone(),
         };
         let count = config.security.userns_count.min(self.addresses());
         let slots = Slots { count, first_id: config.security.userns_first };
-        let record = self.state.insert_session(&session, &services, slots).map_err(CreateError::Record)?;
-        Ok((Images { session: image, services: of_services }, record))
+        self.state.insert_session(&session, services, slots).map_err(CreateError::Record)
     }
 
-    fn find_image(&self, name: &str) -> Result<Image, CreateError> {
-        let found = self.store.lookup(&image_reference(name)?);
-        let found = found.map_err(|error| CreateError::Image(name.to_owned(), error))?;
-        found.ok_or_else(|| CreateError::ImageRemoved(name.to_owned()))
-    }
-
-    fn create_objects(
+    pub(super) fn create_objects(
         &self,
         key: &SessionKey,
         environment: &Environment,
@@ -474,7 +484,7 @@ fn service_limits(service: &podfile::Service) -> cgroup::Limits {
     cgroup::Limits { cpus: *cpus, memory_max: memory.map(|podfile::Bytes(bytes)| bytes), pids_max: *pids }
 }
 
-fn image_reference(name: &str) -> Result<image::Reference, CreateError> {
+pub(super) fn image_reference(name: &str) -> Result<image::Reference, CreateError> {
     name.parse().map_err(|error| CreateError::ImageName(name.to_owned(), error))
 }
 

@@ -17,7 +17,7 @@ use std::{
 
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, Transaction, TransactionBehavior, params};
 
-pub use self::records::{ConnectionRecord, NewService, NewSession, Phase, ServiceRecord, SessionRecord};
+pub use self::records::{ConnectionRecord, Kind, NewService, NewSession, Phase, ServiceRecord, SessionRecord};
 use crate::names::{ContainerId, ServicePlace, SessionId};
 
 /// The schema, one entry per version: `PRAGMA user_version` says how many have been applied.
@@ -72,6 +72,12 @@ const MIGRATIONS: &[&str] = &[
         PRIMARY KEY (session, place)
     ) STRICT;
     CREATE VIEW places AS SELECT slot, id_base FROM sessions UNION ALL SELECT slot, id_base FROM services;
+",
+    "
+    ALTER TABLE sessions ADD COLUMN kind TEXT NOT NULL DEFAULT 'session';
+    DROP INDEX one_session_each;
+    CREATE UNIQUE INDEX one_session_each ON sessions (user, ifnull(project, ''))
+        WHERE phase <> 'stopping' AND kind = 'session';
 ",
 ];
 
@@ -161,8 +167,8 @@ impl State {
         change
             .execute(
                 "INSERT INTO sessions (id, user, project, slot, id_base, phase, image, image_reference, mode,
-                     created_at_ms, boot_id)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+                     created_at_ms, boot_id, kind)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
                 params![
                     record.id.as_str(),
                     record.user.as_str(),
@@ -175,6 +181,7 @@ impl State {
                     records::mode_word(record.mode),
                     millis(record.created_at),
                     record.boot_id,
+                    record.kind.as_str(),
                 ],
             )
             .map_err(|e| self.failed(e))?;
@@ -297,7 +304,7 @@ impl State {
         let mut sessions = self.rows(
             &moment,
             "SELECT id, user, project, slot, id_base, phase, image, image_reference, mode, init_pid, init_starttime,
-                    init_version, grace_deadline_ms, created_at_ms, address, boot_id
+                    init_version, grace_deadline_ms, created_at_ms, address, boot_id, kind
              FROM sessions ORDER BY created_at_ms, id",
             records::session_from_row,
         )?;

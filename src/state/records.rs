@@ -37,10 +37,34 @@ impl Phase {
     }
 }
 
+/// What a row stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Session,
+    /// A container that a step of an image is done in. Nobody is connected to it, there may be any number, and it does not
+    /// outlive its supervisor.
+    Build,
+}
+
+impl Kind {
+    /// The word in the database.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Session => "session",
+            Self::Build => "build",
+        }
+    }
+
+    fn from_word(word: &str) -> Option<Self> {
+        [Self::Session, Self::Build].into_iter().find(|kind| kind.as_str() == word)
+    }
+}
+
 /// What is known of a session before it has a slot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewSession {
     pub id: SessionId,
+    pub kind: Kind,
     pub user: UserName,
     pub project: Option<ProjectName>,
     /// Digest of the image's manifest, and the name that it was found by.
@@ -94,6 +118,7 @@ impl ServiceRecord {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionRecord {
     pub id: SessionId,
+    pub kind: Kind,
     pub user: UserName,
     pub project: Option<ProjectName>,
     /// Unique among the sessions and services that exist: decides the address.
@@ -120,9 +145,10 @@ pub struct SessionRecord {
 
 impl SessionRecord {
     pub(super) fn new(new: NewSession, slot: u32, id_base: u32) -> Self {
-        let NewSession { id, user, project, image, image_reference, mode, created_at, boot_id } = new;
+        let NewSession { id, kind, user, project, image, image_reference, mode, created_at, boot_id } = new;
         Self {
             id,
+            kind,
             user,
             project,
             slot,
@@ -174,6 +200,7 @@ fn time(millis: i64) -> SystemTime {
 pub(super) fn session_from_row(row: &Row<'_>) -> rusqlite::Result<Result<SessionRecord, String>> {
     let (id, user, phase, mode): (String, String, String, String) =
         (row.get("id")?, row.get("user")?, row.get("phase")?, row.get("mode")?);
+    let kind: String = row.get("kind")?;
     let project: Option<String> = row.get("project")?;
     let pid: Option<i32> = row.get("init_pid")?;
     let starttime: Option<i64> = row.get("init_starttime")?;
@@ -191,6 +218,7 @@ pub(super) fn session_from_row(row: &Row<'_>) -> rusqlite::Result<Result<Session
     let parse = || -> Result<SessionRecord, String> {
         Ok(SessionRecord {
             id: id.parse().map_err(text)?,
+            kind: Kind::from_word(&kind).ok_or_else(|| format!("kind {kind:?}"))?,
             user: user.parse().map_err(text)?,
             project: project.as_deref().map(str::parse).transpose().map_err(text)?,
             slot,

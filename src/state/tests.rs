@@ -6,6 +6,7 @@ use crate::config::Mode;
 fn new(id: u64, user: &str) -> NewSession {
     NewSession {
         id: SessionId::from_bits(id),
+        kind: Kind::Session,
         user: user.parse().unwrap(),
         project: None,
         image: "sha256:00".to_owned(),
@@ -111,6 +112,18 @@ fn a_user_has_one_session_that_is_not_being_removed() {
     assert!(state.insert_session(&new(2, "ada"), &[], slots(10)).is_err());
     state.set_phase(&record.id, Phase::Stopping).unwrap();
     assert!(state.insert_session(&new(2, "ada"), &[], slots(10)).is_ok());
+}
+
+#[test]
+fn builds_take_places_of_sessions_and_there_may_be_any_number_of_them() {
+    let (_directory, state) = open();
+    let build = |id| NewSession { kind: Kind::Build, ..new(id, "ada") };
+    let records = [build(1), build(2), new(3, "ada")].map(|new| state.insert_session(&new, &[], slots(3)).unwrap());
+    let kinds: Vec<Kind> = state.sessions().unwrap().iter().map(|record| record.kind).collect();
+    assert_eq!(kinds, [Kind::Build, Kind::Build, Kind::Session]);
+    assert!(matches!(state.insert_session(&build(4), &[], slots(3)), Err(StateError::SlotsExhausted(3))));
+    state.remove_session(&records[0].id).unwrap();
+    state.insert_session(&build(4), &[], slots(3)).unwrap();
 }
 
 #[test]

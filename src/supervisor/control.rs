@@ -2,11 +2,15 @@
 
 use std::{sync::Arc, time::SystemTime};
 
+use tokio::sync::mpsc;
+
 use super::Supervisor;
 use crate::{
     api::{self, types},
+    errors::chain,
+    image::{Image, Reference},
     metrics::Now,
-    session::{SessionKey, View, state::Reason},
+    session::{CreateError, SessionKey, View, state::Reason},
 };
 
 /// The supervisor behind the control API.
@@ -45,6 +49,48 @@ impl api::Backend for Control {
 
     async fn stop_all(&self) {
         self.0.sessions.stop_all(&Reason::Stop);
+    }
+
+    async fn build(&self, request: types::BuildRequest, events: mpsc::Sender<types::BuildEvent>) {
+        let built = tokio::select! {
+            built = self.built(&request, &events) => built,
+            () = events.closed() => return,
+        };
+        let last = match built {
+            Ok(image) => types::BuildEvent::Built { image: image.id.to_string() },
+            Err(error) => {
+                let output = match &error {
+                    CreateError::Build(failure) => failure.output.clone(),
+                    _ => Vec::new(),
+                };
+                types::BuildEvent::Failed { error: chain(error), output }
+            }
+        };
+        // Whoever asked may have gone in this moment.
+        let _ = events.send(last).await;
+    }
+}
+
+impl Control {
+    async fn built(
+        &self,
+        request: &types::BuildRequest,
+        events: &mpsc::Sender<types::BuildEvent>,
+    ) -> Result<Image, CreateError> {
+        let tag =
+            |name: &String| name.parse::<Reference>().map_err(|error| CreateError::ImageName(name.clone(), error));
+        let tag = request.tag.as_ref().map(tag).transpose()?;
+        let sessions = &self.0.sessions;
+        let config = self.0.config();
+        let image = sessions.build(&request.plan, &config, |line| {
+            // A client that reads slowly misses some of it.
+            let _ = events.try_send(types::BuildEvent::Progress(line.to_owned()));
+        });
+        let image = image.await?;
+        match tag {
+            None => Ok(image),
+            Some(tag) => sessions.tag(image, tag).await,
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use crate::{
     names::SessionId,
     protocol::{self, FromConnection, ToConnection, wire::AsyncSocket},
     session::{Client, Origin, SessionKey},
-    state::{ConnectionRecord, Phase, SessionRecord, StateError},
+    state::{ConnectionRecord, Kind, Phase, SessionRecord, StateError},
     sys::seqpacket,
 };
 
@@ -73,6 +73,17 @@ pub(super) async fn reconcile(supervisor: &Arc<Supervisor>) -> Result<(), StateE
     let adopted = sessions.iter().filter(stays).count();
     let removed = sessions.len() - adopted;
     supervisor.audit.record(&Event::CleanupRun { adopted, removed, strays });
+
+    let (builds, sessions): (Vec<_>, Vec<_>) = sessions.into_iter().partition(|record| record.kind == Kind::Build);
+    for record in builds {
+        let supervisor = supervisor.clone();
+        let removed = tokio::task::spawn_blocking(move || supervisor.sessions.context().destroy(&record, None)).await;
+        match removed {
+            Ok(Ok(())) => tracing::info!("removed what was left of a build"),
+            Ok(Err(error)) => tracing::error!("{error}"),
+            Err(error) => tracing::error!("what is left of a build could not be removed: {error}"),
+        }
+    }
 
     for record in sessions {
         let key = SessionKey { user: record.user.clone(), project: record.project.clone() };

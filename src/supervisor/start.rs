@@ -48,6 +48,9 @@ use crate::{
     sys::memory,
 };
 
+/// How long builds may take to end when the server does.
+const BUILDS_LIMIT: Duration = Duration::from_secs(15);
+
 /// How long to wait before the network's rules are looked at again after that has failed.
 const RULES_BACK_OFF: Duration = Duration::from_secs(1);
 
@@ -166,6 +169,7 @@ pub(super) async fn start(config: Config) -> Result<(), StartError> {
 
     let end = signals.end(&supervisor).await;
     tasks.shutdown().await;
+    end_builds(&supervisor).await;
     leave(&supervisor, &paths, end).await;
     Ok(())
 }
@@ -220,6 +224,13 @@ fn keep_secret(host_keys: &[HostKey]) {
     let locked = host_keys.iter().try_for_each(|key| memory::keep_secret(&key.0));
     if let Err(error) = locked.and_then(|()| prctl::set_dumpable(false).map_err(io::Error::from)) {
         tracing::warn!("host keys may come into swap or core dumps: {error}");
+    }
+}
+
+/// Builds belong to this supervisor alone.
+async fn end_builds(supervisor: &Supervisor) {
+    if !supervisor.sessions.end_builds(BUILDS_LIMIT).await {
+        tracing::error!("some builds do not end; the next start will remove what is left of them");
     }
 }
 

@@ -1,0 +1,165 @@
+//! A container that one step is done in: like a session's, with root in it and nobody connected to it.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use super::super::{
+    driver::blocking,
+    environment::{Environment, Life, SetUp},
+    registry::Inner,
+    steps::{Context, CreateError, Images, SessionKey},
+};
+use crate::{
+    cgroup,
+    config::{Config, Mode},
+    errors::chain,
+    image::{Digest, Image, ImageError, Upper},
+    podfile::BuildPlan,
+    protocol::{Account, SecuritySpec},
+    runtime::Container,
+    state::{Kind, SessionRecord},
+};
+
+/// What of a container's changes are not the step's: where other file systems are mounted, and what init writes.
+const NOT_OF_THE_STEP: [&str; 6] = ["dev", "proc", "sys", "etc/hosts", "etc/hostname", "etc/resolv.conf"];
+
+/// How often removing is tried before the rest is left to the next start, and how long to wait in between.
+const ATTEMPTS: u32 = 5;
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Why what a container has changed is not a layer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CommitError {
+    #[error("its processes cannot be ended: {0}")]
+    Running(String),
+    #[error(transparent)]
+    Image(#[from] ImageError),
+}
+
+/// Its processes run until it is committed or removed.
+pub(super) struct BuildContainer {
+    inner: Arc<Inner>,
+    record: SessionRecord,
+    container: Option<Container>,
+    removed: bool,
+}
+
+impl BuildContainer {
+    /// Starts one on top of `image`.
+    pub(super) async fn start(inner: &Arc<Inner>, config: &Arc<Config>, image: &Image) -> Result<Self, CreateError> {
+        let (config, image) = (config.clone(), image.clone());
+        let (record, container) = blocking(inner, move |context| context.create_for_build(&image, &config)).await?;
+        Ok(Self { inner: inner.clone(), record, container: Some(container), removed: false })
+    }
+
+    /// The socket of its init.
+    pub(super) fn socket(&self) -> PathBuf {
+        self.inner.context.init_socket(&self.record.id)
+    }
+
+    /// Ends its processes and keeps what they have changed, but for what is in the directories `left_out`, as the image of the
+    /// step `key`, which is called `step`. It started on top of `base`.
+    pub(super) async fn commit(
+        &mut self,
+        key: &Digest,
+        base: &Image,
+        step: String,
+        left_out: &'static [&'static str],
+    ) -> Result<Image, CommitError> {
+        let (record, container) = (self.record.clone(), self.container.take());
+        let (key, base) = (key.clone(), base.clone());
+        blocking(&self.inner, move |context| {
+            context.end_containers(&record, container).map_err(CommitError::Running)?;
+            let directory = context.upper_parent(&record.id).join("upper");
+            let left_out = [&NOT_OF_THE_STEP[..], left_out].concat();
+            let upper = Upper { directory: &directory, id_base: record.id_base, left_out: &left_out, source: &step };
+            Ok(context.store.commit_step(&key, &base, &upper)?)
+        })
+        .await
+    }
+
+    /// Removes all of it.
+    pub(super) async fn remove(mut self) {
+        self.removed = true;
+        let mut container = self.container.take();
+        for attempt in 1..=ATTEMPTS {
+            let (record, container) = (self.record.clone(), container.take());
+            match blocking(&self.inner, move |context| context.destroy(&record, container)).await {
+                Ok(()) => return,
+                Err(error) if attempt == ATTEMPTS => tracing::error!("{error}; the next start will try again"),
+                Err(error) => {
+                    tracing::warn!("{error}; trying again");
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for BuildContainer {
+    fn drop(&mut self) {
+        if !self.removed {
+            tracing::error!(session = %self.record.id, "a build container was not removed; doing it now");
+            if let Err(error) = self.inner.context.destroy(&self.record, self.container.take()) {
+                tracing::error!("{error}");
+            }
+        }
+    }
+}
+
+impl Context {
+    /// Makes a container on top of `image`, or leaves nothing behind. Blocks.
+    fn create_for_build(&self, image: &Image, config: &Config) -> Result<(SessionRecord, Container), CreateError> {
+        let user = "build".parse().map_err(|_| CreateError::ImageRemoved(image.reference.clone()))?;
+        let key = SessionKey { user, project: None };
+        let environment = environment(&key, image, config);
+        let mut record = {
+            // Nobody may prune it before the row says that it is in use.
+            let _held = self.store.hold().map_err(|error| CreateError::Image(image.reference.clone(), error))?;
+            self.record(Kind::Build, &key, environment.life.mode, image, &[], config)?
+        };
+        let images = Images { session: image.clone(), services: Vec::new() };
+        match self.create_objects(&key, &environment, config, &images, &mut record) {
+            Ok(container) => Ok((record, container)),
+            Err(error) => {
+                if let Err(left) = self.destroy(&record, None) {
+                    tracing::error!(session = %record.id, "{}", chain(left));
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+/// The server's limits and security, and nothing of anybody's session: what is built is the same for all.
+fn environment(key: &SessionKey, image: &Image, config: &Config) -> Environment {
+    Environment {
+        image: BuildPlan { base: image.reference.clone(), steps: Vec::new() },
+        account: Account {
+            user: None,
+            shell: "/bin/sh".to_owned(),
+            sudo: false,
+            owner: key.user.clone(),
+            project: None,
+        },
+        env: Vec::new(),
+        workdir: None,
+        set_up: SetUp::default(),
+        services: Vec::new(),
+        limits: cgroup::Limits {
+            cpus: config.defaults.cpus,
+            memory_max: config.defaults.memory,
+            pids_max: Some(config.security.pids_limit),
+        },
+        security: SecuritySpec {
+            capabilities: config.security.capabilities.clone(),
+            // Root has nothing to gain from a setuid program.
+            no_new_privileges: config.security.no_new_privileges.unwrap_or(true),
+            // What is written is what it is for, wherever that is.
+            readonly_rootfs: false,
+            tmpfs: std::collections::BTreeMap::new(),
+            seccomp: true,
+            nested: false,
+        },
+        life: Life { mode: Mode::DestroyOnDisconnect, grace: None, max_lifetime: None },
+    }
+}
