@@ -22,6 +22,7 @@ pub mod config;
 pub mod connection;
 pub mod errors;
 pub mod git;
+pub(crate) mod http;
 pub mod image;
 pub mod init;
 pub mod log;

@@ -98,6 +98,7 @@ fn effective(config: &Config) -> Vec<(&'static str, Value)> {
         network: net,
         images,
         builds,
+        podfile,
         log,
         metrics,
         source: _,
@@ -169,5 +170,6 @@ fn effective(config: &Config) -> Vec<(&'static str, Value)> {
         ("images.max_size", json!(images.max_bytes)),
         ("images.max_entries", json!(images.max_entries)),
         ("builds.step_timeout", duration(builds.step_timeout)),
+        ("podfile.private_hosts", json!(podfile.private_hosts)),
     ]
 }

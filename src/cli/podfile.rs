@@ -10,8 +10,9 @@ use anyhow::{Context as _, bail};
 use clap::Subcommand;
 use serde_json::json;
 
-use crate::podfile::{
-    self, BuildPlan, Document, External, FILES, Format, MAX_FILE, Origin, Problem, Source, SourceError,
+use crate::{
+    podfile::{self, BuildPlan, Document, External, FILES, Format, MAX_FILE, Origin, Problem, Source, SourceError},
+    project::Remotes,
 };
 
 #[derive(Debug, Subcommand)]
@@ -113,7 +114,7 @@ fn shown(path: &Path) -> String {
     below.strip_prefix(".").unwrap_or(below).display().to_string()
 }
 
-/// Reads bases from the user's own files.
+/// Reads bases from the user's own files, and fetches those of public servers.
 pub(super) struct LocalFiles;
 
 impl Source for LocalFiles {
@@ -128,9 +129,7 @@ impl Source for LocalFiles {
             (External::Path(path), Origin::BuiltIn(_) | Origin::Remote(_)) => {
                 refused(path.display().to_string(), "what extends it is not a file")
             }
-            (External::Remote(remote), _) => {
-                refused(remote.url.clone(), "fetching is not supported by this version of podspawn")
-            }
+            (External::Remote(remote), _) => Remotes::Fetched { keep: None, private_hosts: Vec::new() }.read(remote),
         }
     }
 }

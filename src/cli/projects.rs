@@ -144,7 +144,8 @@ impl ListProjects {
 }
 
 fn begin(session: &Session<'_>) -> anyhow::Result<Changes> {
-    Ok(Changes::begin(session.config.projects(), service_user::uid())?)
+    let config = session.config;
+    Ok(Changes::begin(config.projects(), service_user::uid(), config.podfile.private_hosts.clone())?)
 }
 
 /// Prints everything that is wrong with a Podfile, each on a line of its own, and leaves the sum of it to the error.

@@ -7,8 +7,8 @@ use std::{
 };
 
 use super::{
-    Auth, Builds, Config, Defaults, Egress, Images, Log, MaxStartups, Metrics, Mode, Network, Paths, Resources,
-    Security, Session,
+    Auth, Builds, Config, Defaults, Egress, Images, Log, MaxStartups, Metrics, Mode, Network, Paths, Podfile,
+    Resources, Security, Session,
     load::{ConfigError, Source, ValueError},
     per_source, raw, units,
 };
@@ -126,6 +126,7 @@ pub(super) fn config(
         images: images(&fields, raw.images.unwrap_or_default())?,
         metrics: metrics(&fields, raw.metrics.unwrap_or_default())?,
         builds: builds(&fields, raw.builds.unwrap_or_default())?,
+        podfile: Podfile { private_hosts: raw.podfile.and_then(|raw| raw.private_hosts).unwrap_or_default() },
         log: Log { file: log.file.map(PathBuf::from), audit_log: log.audit_log.map(PathBuf::from) },
         source,
     })

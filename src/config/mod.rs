@@ -63,6 +63,7 @@ pub struct Config {
     pub network: Network,
     pub images: Images,
     pub builds: Builds,
+    pub podfile: Podfile,
     pub log: Log,
     pub metrics: Metrics,
     /// Where values came from, for [`Config::reload_if_changed`] and `config check`.
@@ -239,6 +240,13 @@ pub struct Metrics {
 pub struct Builds {
     /// How long each command of a step may take.
     pub step_timeout: Duration,
+}
+
+/// What Podfiles may lead to.
+#[derive(Debug, Clone)]
+pub struct Podfile {
+    /// Hosts that a Podfile may extend one of although their addresses are private.
+    pub private_hosts: Vec<String>,
 }
 
 #[derive(Debug, Clone)]

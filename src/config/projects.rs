@@ -101,6 +101,11 @@ impl Places {
         self.of(name).join("repository")
     }
 
+    /// Where Podfiles of other servers are kept for it.
+    pub fn extends_of(&self, name: &ProjectName) -> PathBuf {
+        self.of(name).join("extends")
+    }
+
     /// Reads the file; one that is not there has no projects.
     pub fn read(&self) -> Result<Projects, ProjectsError> {
         let text = strict_file::read_text(&self.file, MAX_BYTES, Links::Follow);

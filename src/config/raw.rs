@@ -41,6 +41,7 @@ section! {
         network: Network,
         images: Images,
         builds: Builds,
+        podfile: Podfile,
         projects_file: String,
         metrics: Metrics,
     } later { volumes, }
@@ -172,6 +173,12 @@ section! {
     } later { }
 }
 
+section! {
+    Podfile {
+        private_hosts: Vec<String>,
+    } later { }
+}
+
 /// One address or a list of them.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
@@ -224,6 +231,7 @@ impl File {
         add("security.userns", userns.map(Userns::unsupported));
         add("metrics", self.metrics.as_ref().map(Metrics::unsupported));
         add("network", self.network.as_ref().map(Network::unsupported));
+        add("podfile", self.podfile.as_ref().map(Podfile::unsupported));
         add("images", self.images.as_ref().map(Images::unsupported));
         add("builds", self.builds.as_ref().map(Builds::unsupported));
         all

@@ -28,7 +28,6 @@ mod commit;
 mod digest;
 mod export;
 mod holes;
-mod http;
 mod import;
 mod layer;
 mod manifest;
@@ -88,7 +87,7 @@ pub enum ImageError {
     Unreachable {
         registry: String,
         #[source]
-        source: Box<http::HttpError>,
+        source: Box<crate::http::HttpError>,
     },
     #[error("registry {registry} answered {status} to {what}")]
     Answer { registry: String, status: u16, what: String },

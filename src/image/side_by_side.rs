@@ -10,6 +10,7 @@ use std::{
 };
 
 use super::{Digest, Progress, Store};
+use crate::http::Interrupted;
 
 /// Layers that are worked on at once: (un)packing needs a core each.
 const WORKERS: usize = 4;
@@ -49,16 +50,6 @@ pub(super) fn all<T: Sync, R: Send, E: Send>(
         Some(error) => Err(error),
         None => Ok(done.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().flatten().collect()),
     }
-}
-
-/// Why a stream has ended before its end.
-#[derive(Debug, thiserror::Error)]
-#[error("it was interrupted")]
-struct Interrupted;
-
-/// Whether the work was to stop, so that there is nothing to be tried again.
-pub(super) fn is_interruption(error: &io::Error) -> bool {
-    matches!(error.get_ref(), Some(inner) if inner.is::<Interrupted>())
 }
 
 /// A stream that ends with an error once the work is to stop.

@@ -61,6 +61,8 @@ pub trait Source {
 pub enum SourceError {
     #[error("cannot read {}: {source}", .path.display())]
     Unreadable { path: PathBuf, source: std::io::Error },
+    #[error("cannot fetch {url}: {why}")]
+    Fetch { url: String, why: String },
     #[error("{what} is refused: {why}")]
     Refused { what: String, why: &'static str },
 }

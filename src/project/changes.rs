@@ -10,7 +10,7 @@ use std::{
 
 use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
 
-use super::{ProjectError, podfiles, repository::Repository};
+use super::{ProjectError, Remotes, podfiles, repository::Repository};
 use crate::{
     config::projects::{Places, Project, Projects},
     git::{self, Git, Network},
@@ -28,6 +28,8 @@ pub struct Changes {
     places: Places,
     /// The user that git runs as.
     uid: u32,
+    /// Hosts that may be at private addresses.
+    private_hosts: Vec<String>,
     _lock: Flock<File>,
 }
 
@@ -47,7 +49,7 @@ struct New {
 
 impl Changes {
     /// Waits until no other process changes projects.
-    pub fn begin(places: Places, uid: u32) -> Result<Self, ProjectError> {
+    pub fn begin(places: Places, uid: u32, private_hosts: Vec<String>) -> Result<Self, ProjectError> {
         let directory = &places.directory;
         let make = |error| ProjectError::Make(directory.clone(), error);
         DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(make)?;
@@ -55,7 +57,7 @@ impl Changes {
         let failed = |error: io::Error| ProjectError::Lock(path.clone(), error);
         let file = File::options().read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
         let lock = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| failed(errno.into()))?;
-        Ok(Self { places, uid, _lock: lock })
+        Ok(Self { places, uid, private_hosts, _lock: lock })
     }
 
     /// Clones `repo` and registers it. Whatever fails leaves nothing behind. Blocks.
@@ -120,7 +122,9 @@ impl Changes {
         DirBuilder::new().mode(0o700).create(&new.path).map_err(make)?;
         let clone = new.path.join("repository");
         let commit = self.clone(&clone, repo, branch).map_err(|error| ProjectError::Clone(name.clone(), error))?;
-        let repository = Repository::open(&clone).map_err(|error| ProjectError::Open(name.clone(), error))?;
+        let keep = Some(new.path.join("extends"));
+        let remotes = Remotes::Fetched { keep, private_hosts: self.private_hosts.clone() };
+        let repository = Repository::open(&clone, remotes).map_err(|error| ProjectError::Open(name.clone(), error))?;
         let resolved = podfiles::read(&repository, name)?;
         let project = Project {
             repo: repo.to_owned(),

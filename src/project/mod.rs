@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! STATE/projects/NAME/repository   the clone: git's, and whatever somebody has put into it
+//! STATE/projects/NAME/extends      Podfiles of other servers that its Podfile extends
 //! ```
 //!
 //! A new state is made beside the old one, checked, and put in its place as a whole, so that a session that is made
@@ -9,11 +10,13 @@
 
 mod changes;
 mod podfiles;
+mod remote;
 mod repository;
 
 pub use self::{
     changes::{Change, Changes},
     podfiles::Podfiles,
+    remote::Remotes,
 };
 
 use std::{io, path::PathBuf};

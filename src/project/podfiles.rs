@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    ProjectError,
+    ProjectError, Remotes,
     repository::{Repository, Seen},
 };
 use crate::{
@@ -41,7 +41,10 @@ impl Podfiles {
     pub fn of(&self, places: &Places, name: &ProjectName) -> Result<Option<(Project, Arc<Podfile>)>, ProjectError> {
         let Some(project) = self.projects(places)?.get(name).cloned() else { return Ok(None) };
         let known = self.cache().podfiles.get(name).filter(|known| known.project == project).cloned();
-        let open = || Repository::open(&project.local_path).map_err(|error| ProjectError::Open(name.clone(), error));
+        let open = || {
+            let remotes = Remotes::Kept(places.extends_of(name));
+            Repository::open(&project.local_path, remotes).map_err(|error| ProjectError::Open(name.clone(), error))
+        };
         if let Some(known) = known
             && open()?.still(&known.seen)
         {

@@ -17,6 +17,7 @@ use nix::{
     sys::stat::Mode,
 };
 
+use super::Remotes;
 use crate::{
     config::Stamp,
     podfile::{Document, External, FILES, Format, MAX_FILE, Origin, Source, SourceError},
@@ -26,6 +27,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Repository {
     root: OwnedFd,
+    remotes: Remotes,
     looked_at: RefCell<Vec<Look>>,
 }
 
@@ -41,9 +43,9 @@ struct Look {
 pub(super) struct Seen(Vec<Look>);
 
 impl Repository {
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
+    pub(super) fn open(path: &Path, remotes: Remotes) -> io::Result<Self> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        Ok(Self { root: open(path, flags, Mode::empty())?, looked_at: RefCell::default() })
+        Ok(Self { root: open(path, flags, Mode::empty())?, remotes, looked_at: RefCell::default() })
     }
 
     /// The project's Podfile: the first of [`FILES`] that there is.
@@ -125,10 +127,7 @@ impl Source for Repository {
                 let what = path.display().to_string();
                 Err(SourceError::Refused { what, why: "what extends it is not a file" })
             }
-            (External::Remote(remote), _) => {
-                let why = "fetching is not supported by this version of podspawn";
-                Err(SourceError::Refused { what: remote.url.clone(), why })
-            }
+            (External::Remote(remote), _) => self.remotes.read(remote),
         }
     }
 }
@@ -157,13 +156,17 @@ mod tests {
     use super::*;
     use std::{fs, os::unix::fs::symlink};
 
+    fn open_here(path: &Path) -> io::Result<Repository> {
+        Repository::open(path, Remotes::Kept(path.join("none")))
+    }
+
     fn read(files: impl FnOnce(&Path)) -> Result<Option<String>, String> {
         let directory = tempfile::tempdir().unwrap();
         let clone = directory.path().join("clone");
         fs::create_dir(&clone).unwrap();
         fs::write(directory.path().join("secret.yaml"), "base: secret").unwrap();
         files(&clone);
-        let repository = Repository::open(&clone).unwrap();
+        let repository = open_here(&clone).unwrap();
         let document = match repository.podfile() {
             Ok(Some(document)) => document,
             Ok(None) => return Ok(None),
@@ -193,12 +196,12 @@ mod tests {
         fs::write(file("podfile.yaml"), "extends: ./base.yaml").unwrap();
         fs::write(file("base.yaml"), "base: debian:12").unwrap();
         let read = || {
-            let repository = Repository::open(directory.path()).unwrap();
+            let repository = open_here(directory.path()).unwrap();
             let document = repository.podfile().unwrap().unwrap();
             crate::podfile::resolve(&document, &repository).unwrap();
             repository.seen()
         };
-        let still = |seen: &Seen| Repository::open(directory.path()).unwrap().still(seen);
+        let still = |seen: &Seen| open_here(directory.path()).unwrap().still(seen);
         let seen = read();
         fs::write(file("README"), "x").unwrap();
         assert!(still(&seen));

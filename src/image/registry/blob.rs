@@ -13,7 +13,10 @@ use super::{
     Registry,
     host::{ATTEMPTS, Host},
 };
-use crate::image::{Digest, ImageError, http::Answer};
+use crate::{
+    http::Answer,
+    image::{Digest, ImageError},
+};
 
 /// How often a blob is asked for in all, so that a server that sends a little each time does not keep us for ever.
 const MAX_CONNECTIONS: u32 = 100;

@@ -14,11 +14,13 @@ use ureq::{
 };
 
 use super::challenge::Challenge;
-use crate::image::{
-    ImageError,
-    auth::{self, Credentials},
+use crate::{
     http::{self, Answer, Http, HttpError},
-    store::Settings,
+    image::{
+        ImageError,
+        auth::{self, Credentials},
+        store::Settings,
+    },
 };
 
 const TOKEN_LIMIT: u64 = 1 << 20;

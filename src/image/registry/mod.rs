@@ -18,11 +18,11 @@ use self::{
 };
 use super::{
     Digest, ImageError,
-    http::{self, Answer},
     manifest::{Blob as Fetched, Document, Source},
     reference::RegistryReference,
     store::Settings,
 };
+use crate::http::{self, Answer};
 
 const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
      application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::*;
-use crate::image::{Limits, http::Timeouts};
+use crate::{http::Timeouts, image::Limits};
 
 const SIZE: u64 = 100_000;
 

@@ -11,11 +11,9 @@ use ureq::{
 };
 
 use super::host::{Access, Host};
-use crate::image::{
-    Digest, ImageError,
+use crate::{
     http::{HttpError, Message, Question},
-    reference::RegistryReference,
-    store::Settings,
+    image::{Digest, ImageError, reference::RegistryReference, store::Settings},
 };
 
 const BLOB_TYPE: &str = "application/octet-stream";

@@ -32,8 +32,8 @@ pub use self::{
     prune::{InUse, Pruned},
     scratch::listing,
 };
-use super::{Contents, Digest, ImageError, Limits, Reference, http::Timeouts, manifest::Resolved};
-use crate::config;
+use super::{Contents, Digest, ImageError, Limits, Reference, manifest::Resolved};
+use crate::{config, http::Timeouts};
 
 /// How long a cancelled pull has to stop by itself: as long as it takes to unpack one file.
 const PATIENCE: Duration = Duration::from_secs(2);

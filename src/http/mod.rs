@@ -1,12 +1,12 @@
-//! HTTP for registries: `ureq` with the host's certificates, our own name resolution, and rules about where to go.
+//! HTTP for what is fetched from others: `ureq` with the host's certificates, our own name resolution, and rules about
+//! where to go ([`Reach`]).
+
+mod reach;
 
 use std::{
     io::{self, Read},
     net::{IpAddr, SocketAddr},
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -21,7 +21,7 @@ use ureq::{
     },
 };
 
-use super::side_by_side::is_interruption;
+pub(crate) use self::reach::Reach;
 
 const MAX_REDIRECTS: usize = 5;
 
@@ -57,7 +57,7 @@ impl Default for Timeouts {
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Answer {
+pub(crate) enum Answer {
     /// Something small.
     Document,
     /// Something large, which may take any time as long as it goes on.
@@ -66,14 +66,14 @@ pub(super) enum Answer {
 
 /// What is asked without a body.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Question {
+pub(crate) enum Question {
     Head,
     Delete,
 }
 
 /// What is said with a body.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Message {
+pub(crate) enum Message {
     Post,
     Put,
 }
@@ -91,11 +91,13 @@ pub enum HttpError {
     TooManyRedirects,
     #[error("it sends us to {0}, which is not allowed")]
     Forbidden(String),
+    #[error("{0} is no public address")]
+    Private(String),
 }
 
 impl HttpError {
     /// Whether another attempt may have another result.
-    pub(super) fn may_pass(&self) -> bool {
+    pub(crate) fn may_pass(&self) -> bool {
         match self {
             // A certificate that is not trusted, or an address that is not allowed, does not get better.
             Self::Request(ureq::Error::Io(error)) => {
@@ -114,12 +116,21 @@ impl HttpError {
     }
 }
 
-/// A client for one registry, which is at `home`.
+/// The error of a body that ends because whoever sends it was told to stop.
+#[derive(Debug, thiserror::Error)]
+#[error("it was interrupted")]
+pub(crate) struct Interrupted;
+
+fn is_interruption(error: &io::Error) -> bool {
+    matches!(error.get_ref(), Some(inner) if inner.is::<Interrupted>())
+}
+
+/// A client for one server, which is at `home`.
 ///
-/// Redirects and token realms are the registry's choice. They lead from https to https only, and to this machine or its
-/// links only if the registry itself is there: otherwise it could make us ask servers that trust whoever can reach them.
+/// Redirects and token realms are the server's choice. They lead from https to https only, and not beyond its reach:
+/// otherwise it could make us ask others that trust whoever can reach them.
 #[derive(Debug)]
-pub(super) struct Http {
+pub(crate) struct Http {
     agent: Agent,
     home: Uri,
     timeouts: Timeouts,
@@ -127,7 +138,14 @@ pub(super) struct Http {
 }
 
 impl Http {
-    pub(super) fn new(home: &str, timeouts: Timeouts) -> Result<Self, HttpError> {
+    /// For a server that the administrator has chosen.
+    pub(crate) fn new(home: &str, timeouts: Timeouts) -> Result<Self, HttpError> {
+        let host = home.parse::<Uri>().ok().and_then(|uri| uri.host().map(str::to_owned)).unwrap_or_default();
+        Self::reaching(Reach::from_server(&host), home, timeouts)
+    }
+
+    /// For a server that may be anywhere within `reach`.
+    pub(crate) fn reaching(reach: Reach, home: &str, timeouts: Timeouts) -> Result<Self, HttpError> {
         let home: Uri = home.parse().map_err(|_| HttpError::Address(home.to_owned()))?;
         let tls = TlsConfig::builder()
             .root_certs(RootCerts::Specific(certificates()))
@@ -146,14 +164,13 @@ impl Http {
             .timeout_per_read(Some(timeouts.stall))
             .timeout_per_write(Some(timeouts.stall))
             .build();
-        let inward = Arc::new(AtomicBool::new(home.host().is_none_or(is_inward)));
-        let names = Names { home: home.host().unwrap_or_default().to_owned(), inward, limit: timeouts.connect };
+        let names = Names { reach, limit: timeouts.connect };
         let agent = Agent::with_parts(config, DefaultConnector::default(), names.clone());
         Ok(Self { agent, home, timeouts, names })
     }
 
     /// Gets `url`, following redirects. `authorization` is sent to that server only. The answer's status may be any.
-    pub(super) fn get(
+    pub(crate) fn get(
         &self,
         url: &str,
         answer: Answer,
@@ -182,14 +199,14 @@ impl Http {
     }
 
     /// Posts a form. Redirects are not followed.
-    pub(super) fn post_form(&self, url: &str, form: &[(&str, &str)]) -> Result<Response<Body>, HttpError> {
+    pub(crate) fn post_form(&self, url: &str, form: &[(&str, &str)]) -> Result<Response<Body>, HttpError> {
         let target = self.allowed(&self.home, url)?;
         let request = self.agent.post(&target).config().timeout_global(Some(self.timeouts.document)).build();
         Ok(request.send_form(form.iter().copied())?)
     }
 
     /// Asks whether `url` is there, or to have it removed; redirects are not followed.
-    pub(super) fn ask(
+    pub(crate) fn ask(
         &self,
         question: Question,
         url: &str,
@@ -208,7 +225,7 @@ impl Http {
     }
 
     /// Sends `size` bytes of `body`; redirects are not followed. `authorization` is sent to the registry only.
-    pub(super) fn send(
+    pub(crate) fn send(
         &self,
         message: Message,
         url: &str,
@@ -231,7 +248,7 @@ impl Http {
     }
 
     /// The absolute form of an address that `from` has answered with, if we may be sent there.
-    pub(super) fn location(&self, from: &str, location: &str) -> Result<String, HttpError> {
+    pub(crate) fn location(&self, from: &str, location: &str) -> Result<String, HttpError> {
         let from = from.parse().map_err(|_| HttpError::Address(from.to_owned()))?;
         Ok(self.follow(&from, location)?.to_string())
     }
@@ -252,29 +269,17 @@ impl Http {
         let target: Uri = url.parse().map_err(|_| refused())?;
         let secure = |uri: &Uri| uri.scheme_str() == Some("https");
         let scheme = secure(&target) || (target.scheme_str() == Some("http") && !secure(from));
-        let outward = target.host().is_some_and(|host| !is_inward(host));
-        if scheme && (outward || self.names.inward.load(Ordering::Relaxed)) { Ok(target) } else { Err(refused()) }
+        let host = target.host().filter(|_| scheme).ok_or_else(refused)?;
+        match &self.names.reach {
+            reach if reach.allows(host) => Ok(target),
+            Reach::From { .. } => Err(refused()),
+            Reach::Public { .. } => Err(HttpError::Private(host.to_owned())),
+        }
     }
 }
 
 fn same_server(a: &Uri, b: &Uri) -> bool {
     a.scheme() == b.scheme() && a.authority() == b.authority()
-}
-
-/// Whether a host is by its name this machine, or right beside it.
-fn is_inward(host: &str) -> bool {
-    let host = host.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.').to_ascii_lowercase();
-    match host.parse::<IpAddr>() {
-        Ok(address) => is_inward_address(address),
-        Err(_) => host == "localhost" || host.ends_with(".localhost"),
-    }
-}
-
-fn is_inward_address(address: IpAddr) -> bool {
-    match address.to_canonical() {
-        IpAddr::V4(address) => address.is_loopback() || address.is_link_local() || address.is_unspecified(),
-        IpAddr::V6(address) => address.is_loopback() || address.is_unicast_link_local() || address.is_unspecified(),
-    }
 }
 
 /// The host's trusted certificates, read once. A host without any can reach insecure registries only.
@@ -290,10 +295,7 @@ fn certificates() -> Arc<Vec<Certificate<'static>>> {
 /// Names by our own resolver: in a static executable glibc's does not work.
 #[derive(Debug, Clone)]
 struct Names {
-    /// The registry's own host, which may be anywhere.
-    home: String,
-    /// Whether that is this machine.
-    inward: Arc<AtomicBool>,
+    reach: Reach,
     limit: Duration,
 }
 
@@ -307,13 +309,10 @@ impl Resolver for Names {
         let host = uri.host().ok_or(ureq::Error::HostNotFound)?;
         let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 });
         let addresses = lookup(host, self.limit.min(*timeout.after)).map_err(|_| ureq::Error::HostNotFound)?;
-        if host == self.home {
-            self.inward.fetch_or(addresses.iter().any(|address| is_inward_address(*address)), Ordering::Relaxed);
-        }
+        self.reach.resolved(host, &addresses);
         let proxy = config.proxy().is_some_and(|proxy| proxy.host() == host);
-        let anywhere = proxy || self.inward.load(Ordering::Relaxed);
         let mut found = self.empty();
-        for address in addresses.iter().filter(|address| anywhere || !is_inward_address(**address)).take(16) {
+        for address in addresses.iter().filter(|address| proxy || self.reach.allows_at(host, **address)).take(16) {
             found.push(SocketAddr::new(*address, port));
         }
         if !found.is_empty() {
@@ -321,7 +320,10 @@ impl Resolver for Names {
         } else if addresses.is_empty() {
             Err(ureq::Error::HostNotFound)
         } else {
-            let why = format!("it sends us to {host}, which is this machine");
+            let why = match &self.reach {
+                Reach::From { .. } => format!("it sends us to {host}, which is this machine"),
+                Reach::Public { .. } => format!("{host} has no public address"),
+            };
             Err(ureq::Error::Io(io::Error::new(io::ErrorKind::PermissionDenied, why)))
         }
     }
@@ -348,7 +350,7 @@ fn lookup(host: &str, limit: Duration) -> io::Result<Vec<IpAddr>> {
 }
 
 /// At most `limit` bytes of an answer's body.
-pub(super) fn body(answer: Response<Body>, limit: u64) -> io::Result<Vec<u8>> {
+pub(crate) fn body(answer: Response<Body>, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     answer.into_body().into_with_config().limit(u64::MAX).reader().take(limit).read_to_end(&mut bytes)?;
     Ok(bytes)
@@ -392,11 +394,7 @@ mod tests {
 
     #[test]
     fn a_name_that_resolves_to_this_machine_is_no_way_around() {
-        let names = Names {
-            home: "r.example".to_owned(),
-            inward: Arc::new(AtomicBool::new(false)),
-            limit: Duration::from_secs(5),
-        };
+        let names = Names { reach: Reach::from_server("r.example"), limit: Duration::from_secs(5) };
         let timeout = || NextTimeout {
             after: ureq::unversioned::transport::time::Duration::from_secs(5),
             reason: ureq::Timeout::Resolve,
@@ -406,7 +404,7 @@ mod tests {
         let config = Agent::config_builder().build();
         let ask = |uri: &str| names.resolve(&uri.parse().unwrap(), &config, timeout());
         assert!(matches!(ask("https://127.0.0.1/"), Err(ureq::Error::Io(_))));
-        names.inward.store(true, Ordering::Relaxed);
+        names.reach.resolved("r.example", &[IpAddr::from([127, 0, 0, 1])]);
         assert!(ask("https://127.0.0.1/").is_ok());
     }
 }
