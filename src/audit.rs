@@ -2,6 +2,8 @@
 //!
 //! Everything that a client can choose goes through the JSON encoder, so no byte of it can begin a line of its own.
 
+mod feed;
+
 use std::{
     io,
     net::{IpAddr, SocketAddr},
@@ -12,6 +14,8 @@ use std::{
 
 use serde_json::{Map, Value, json};
 
+use self::feed::{Feed, Told};
+pub use self::feed::{Heard, Listener};
 use crate::{
     access::{CertificateIdentity, Identity},
     log::LogFile,
@@ -100,9 +104,10 @@ pub enum Event<'a> {
     },
 }
 
-/// Where events go: the open log, if there is one, and the counters.
+/// Where events go: the open log, if there is one, who listens, and the counters.
 pub struct Audit {
     file: Option<Mutex<LogFile>>,
+    feed: Feed,
     metrics: Metrics,
 }
 
@@ -110,7 +115,7 @@ impl Audit {
     /// Appends to the file at `path`, made with mode 0600; `None` records nothing.
     pub fn open(path: Option<&Path>) -> io::Result<Self> {
         let file = path.map(LogFile::open).transpose()?.map(Mutex::new);
-        Ok(Self { file, metrics: Metrics::default() })
+        Ok(Self { file, feed: Feed::default(), metrics: Metrics::default() })
     }
 
     /// What has been counted.
@@ -118,12 +123,26 @@ impl Audit {
         &self.metrics
     }
 
-    /// Counts the event and writes one line. A failure is logged: the service goes on without its audit rather than not at
+    /// Begins to listen to what happens; `None` if too many do already.
+    pub fn listen(&self) -> Option<Listener> {
+        self.feed.listen()
+    }
+
+    /// Counts the event, tells it to who listens, and writes one line. A failure is logged: the service goes on without its audit rather than not at
     /// all.
     pub fn record(&self, event: &Event<'_>) {
         self.count(event);
+        let listened = self.feed.has_listeners();
+        if self.file.is_none() && !listened {
+            return;
+        }
+        let (name, line) = describe(event, SystemTime::now());
+        let line = line.to_string();
+        if listened {
+            self.feed.tell(Told { name, line: line.clone() });
+        }
         let Some(file) = &self.file else { return };
-        let line = format!("{}\n", describe(event, SystemTime::now()));
+        let line = line + "\n";
         if let Err(error) = file.lock().unwrap_or_else(PoisonError::into_inner).append(line.as_bytes()) {
             self.metrics.audit_failed();
             tracing::error!("the audit log cannot be written: {error}");
@@ -170,7 +189,8 @@ fn forward_name(kind: ForwardKind) -> &'static str {
     }
 }
 
-fn describe(event: &Event<'_>, now: SystemTime) -> Value {
+/// The event's name, and its line.
+fn describe(event: &Event<'_>, now: SystemTime) -> (&'static str, Value) {
     let (name, details) = match event {
         Event::AuthOk { key, peer, identity } => {
             ("auth.ok", with_key(key, with_identity(identity, json!({"remote": peer.to_string()}))))
@@ -220,7 +240,7 @@ fn describe(event: &Event<'_>, now: SystemTime) -> Value {
     if let Value::Object(details) = details {
         line.extend(details);
     }
-    Value::Object(line)
+    (name, Value::Object(line))
 }
 
 fn with_key(key: &SessionKey, mut details: Value) -> Value {
@@ -313,10 +333,10 @@ mod tests {
     fn the_page_about_the_log_lists_every_event_with_its_fields() {
         let seen = Mutex::new(BTreeSet::new());
         each(|event| {
-            let line = describe(event, SystemTime::UNIX_EPOCH);
-            let event = line["event"].as_str().unwrap().to_owned();
+            let (event, line) = describe(event, SystemTime::UNIX_EPOCH);
+            assert_eq!(line["event"], event);
             let fields = line.as_object().unwrap().keys().filter(|name| !["time", "event"].contains(&name.as_str()));
-            seen.lock().unwrap().extend(fields.map(|field| (event.clone(), field.clone())));
+            seen.lock().unwrap().extend(fields.map(|field| (event.to_owned(), field.clone())));
         });
         let page = include_str!("../docs/audit.md");
         let mut listed = BTreeSet::new();

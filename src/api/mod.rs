@@ -8,6 +8,7 @@
 //! | `GET /healthz` | `ok` |
 //! | `GET /metrics` | text for Prometheus |
 //! | `GET /v1/sessions` | list of [`types::Session`] |
+//! | `GET /v1/events` | the audit log's events as they happen, server-sent |
 //! | `GET /v1/stats` | list of [`types::Stats`] |
 //! | `GET /v1/status` | [`types::Status`] |
 //! | `POST /v1/sessions/{user}[@project]/stop` | 204, or 404 if there is no such session |
@@ -15,6 +16,7 @@
 //! | `POST /v1/builds` with a [`types::BuildRequest`] | lines, each a [`types::BuildEvent`]; the last one is the result |
 
 pub mod client;
+mod events;
 pub mod metrics;
 pub mod server;
 pub mod types;
@@ -23,7 +25,7 @@ use std::future::Future;
 
 use tokio::sync::mpsc;
 
-use crate::session::SessionKey;
+use crate::{audit::Listener, session::SessionKey};
 
 /// What the server asks of the process that it runs in.
 pub trait Backend: Clone + Send + Sync + 'static {
@@ -31,6 +33,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn sessions(&self) -> impl Future<Output = Vec<types::Session>> + Send;
     /// What each session uses now, in the same order.
     fn stats(&self) -> impl Future<Output = Vec<types::Stats>> + Send;
+    /// Begins to listen to events; `None` if too many do already.
+    fn events(&self) -> Option<Listener>;
     /// Everything that is counted, as text for Prometheus.
     fn metrics(&self) -> impl Future<Output = String> + Send;
     /// Ends a session; false if there is none.

@@ -24,7 +24,7 @@ use tokio::{
 };
 
 use super::{
-    Backend, metrics,
+    Backend, events, metrics,
     types::{BuildEvent, BuildRequest, Problem, Status},
 };
 use crate::{session::SessionKey, sys::seqpacket};
@@ -99,6 +99,7 @@ fn router<B: Backend>(backend: B) -> Router {
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/metrics", get(metrics::metrics::<B>))
         .route("/v1/sessions", get(|State(backend): State<B>| async move { Json(backend.sessions().await) }))
+        .route("/v1/events", get(events::events::<B>))
         .route("/v1/stats", get(|State(backend): State<B>| async move { Json(backend.stats().await) }))
         .route("/v1/status", get(|State(backend): State<B>| async move { Json(Status::of(&backend.sessions().await)) }))
         .route("/v1/sessions/{key}/stop", post(stop::<B>))
@@ -149,6 +150,6 @@ impl hyper::body::Body for Lines {
     }
 }
 
-fn problem(status: StatusCode, error: &str) -> Response {
+pub(super) fn problem(status: StatusCode, error: &str) -> Response {
     (status, Json(Problem { error: error.to_owned() })).into_response()
 }

@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use super::Supervisor;
 use crate::{
     api::{self, types},
+    audit::Listener,
     errors::chain,
     image::{Image, Reference},
     metrics::Now,
@@ -25,6 +26,10 @@ impl api::Backend for Control {
 
     async fn stats(&self) -> Vec<types::Stats> {
         self.0.stats.sample(&self.0).await
+    }
+
+    fn events(&self) -> Option<Listener> {
+        self.0.audit.listen()
     }
 
     async fn metrics(&self) -> String {
