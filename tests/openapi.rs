@@ -1,0 +1,149 @@
+//! docs/openapi.yaml says what the control API is.
+
+mod common;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    io::{BufRead, BufReader},
+    path::Path,
+    process::Stdio,
+};
+
+use common::{Host, Run, Stream};
+use serde_json::Value;
+
+fn read(path: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
+fn description() -> Value {
+    serde_yaml::from_str(&read("docs/openapi.yaml")).unwrap()
+}
+
+/// `get /v1/sessions`, ...
+fn described(description: &Value) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for (path, methods) in description["paths"].as_object().unwrap() {
+        found.extend(methods.as_object().unwrap().keys().map(|method| format!("{method} {path}")));
+    }
+    found
+}
+
+/// The routes that the source has: after each `.route(` a path, and then methods with their handlers.
+fn in_code() -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let source = read("src/api/server.rs");
+    for route in source.split(".route(").skip(1) {
+        let (_, rest) = route.split_once('"').unwrap();
+        let (path, rest) = rest.split_once('"').unwrap();
+        let handlers = rest.split(".fallback(").next().unwrap();
+        let before = found.len();
+        for method in ["get", "post", "put", "delete", "patch"] {
+            let named = |start: &str| handlers.contains(&format!("{start}{method}("));
+            if named(" ") || named("\n            ") || named(".") || handlers.starts_with(&format!(", {method}(")) {
+                found.insert(format!("{method} {path}"));
+            }
+        }
+        assert!(found.len() > before, "{path} has no method that this test knows");
+    }
+    found
+}
+
+#[test]
+fn every_route_and_method_is_described_and_nothing_else() {
+    assert_eq!(described(&description()), in_code());
+}
+
+/// Follows a `$ref`.
+fn resolve<'a>(description: &'a Value, schema: &'a Value) -> &'a Value {
+    match schema["$ref"].as_str() {
+        Some(pointer) => description.pointer(pointer.trim_start_matches('#')).unwrap(),
+        None => schema,
+    }
+}
+
+/// Whether the value has exactly the fields of the schema, and each the type that it says.
+fn check(description: &Value, schema: &Value, value: &Value) {
+    let schema = resolve(description, schema);
+    let types: Vec<&str> = match &schema["type"] {
+        Value::String(one) => vec![one],
+        Value::Array(many) => many.iter().map(|word| word.as_str().unwrap()).collect(),
+        other => panic!("{other} is no type"),
+    };
+    let found = match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(_) => "integer",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    };
+    assert!(types.contains(&found), "{value} is none of {types:?}");
+    if let Value::Array(items) = value {
+        items.iter().for_each(|item| check(description, &schema["items"], item));
+    }
+    if let Value::Object(fields) = value {
+        let properties: BTreeMap<_, _> = schema["properties"].as_object().unwrap().iter().collect();
+        let names: BTreeSet<&str> = fields.keys().map(String::as_str).collect();
+        let described: BTreeSet<&str> = properties.keys().map(|name| name.as_str()).collect();
+        let required = schema["required"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+        assert_eq!(names, described, "{value}");
+        assert_eq!(described, required, "all are always there");
+        for (name, field) in fields {
+            check(description, properties[name], field);
+        }
+    }
+}
+
+fn curl(host: &Host, arguments: &[&str], path: &str) -> Run {
+    let socket = host.root.join("run/podspawn/podspawn.sock");
+    let url = format!("http://podspawn{path}");
+    Run::new("curl").args(["-sS", "--unix-socket"]).arg(socket).args(arguments).arg(url)
+}
+
+#[test]
+fn what_a_server_answers_has_the_shape_that_is_described() {
+    let host = Host::new().user("ada").user("bob").config("session:\n  mode: grace-period").start();
+    host.ssh("bob", "true").run().ok();
+    let ada = Stream::start(&host, "ada+web");
+    let description = description();
+    for route in described(&description) {
+        let Some(path) = route.strip_prefix("get ") else { continue };
+        let answer = &description["paths"][path]["get"]["responses"]["200"]["content"];
+        let Some(schema) = answer.get("application/json").map(|content| &content["schema"]) else { continue };
+        let body = curl(&host, &["-f"], path).run().ok().text();
+        let value: Value = serde_json::from_str(&body).unwrap();
+        assert!(value != serde_json::json!([]), "{path} has something to show");
+        check(&description, schema, &value);
+    }
+    let problem = curl(&host, &["-X", "POST"], "/v1/sessions/eve/stop").run().ok().text();
+    check(&description, &description["components"]["schemas"]["Problem"], &serde_json::from_str(&problem).unwrap());
+    assert_eq!(curl(&host, &[], "/healthz").run().ok().text(), "ok\n");
+    ada.finish();
+}
+
+#[test]
+fn events_are_heard_as_they_happen() {
+    let host = Host::new().user("ada").start();
+    let mut listener = curl(&host, &["-N", "--max-time", "60"], "/v1/events");
+    let mut listener = listener.command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(listener.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert_eq!(lines.next().unwrap(), ": listening");
+    host.ssh("ada", "exit 3").run().status(3);
+    let mut heard = Vec::new();
+    while heard.last().is_none_or(|event: &Value| event["event"] != "container.destroy") {
+        let line = lines.next().expect("the stream goes on");
+        if let Some(name) = line.strip_prefix("event: ") {
+            let data = lines.next().unwrap();
+            let event: Value = serde_json::from_str(data.strip_prefix("data: ").unwrap()).unwrap();
+            assert_eq!(event["event"], name);
+            heard.push(event);
+        }
+    }
+    let logged: Vec<Value> = host.audit().into_iter().filter(|event| event["event"] != "cleanup.run").collect();
+    assert_eq!(heard, logged);
+    listener.kill().unwrap();
+    listener.wait().unwrap();
+    host.assert_no_session_left();
+}
