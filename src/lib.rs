@@ -4,7 +4,7 @@
 //! per SSH connection, and `init`, PID 1 of every container. They meet only in [`protocol`] and [`sys`].
 //!
 //! ```text
-//! main ─▶ cli ─▶ api
+//! main ─▶ cli ─▶ { api  client }
 //! main ─▶ supervisor ─▶ session ─▶ { runtime  image  network  cgroup  state } ─▶ sys
 //! main ─▶ connection ─▶ protocol ─▶ sys        main ─▶ init ─▶ protocol ─▶ sys
 //! ```
@@ -18,6 +18,7 @@ pub mod api;
 pub mod audit;
 pub mod cgroup;
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod connection;
 pub mod errors;

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use clap::Subcommand;
+use clap::Args;
 use serde_json::{Value, json};
 
 use super::{Session, table};
@@ -12,19 +12,17 @@ use crate::{
     protocol::Algorithms,
 };
 
-#[derive(Debug, Subcommand)]
-pub enum ConfigCommand {
-    /// Validate the configuration, the users' files and the list of projects, and print what is in force and where it comes from
-    Check {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
+/// Validate the configuration, the users' files and the list of projects, and print what is in force and where it comes
+/// from.
+#[derive(Debug, Args)]
+pub struct Check {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
-impl ConfigCommand {
+impl Check {
     pub fn run(&self, session: &Session<'_>) -> anyhow::Result<()> {
-        let Self::Check { json } = self;
         // Loading has validated the file; what follows are the files that it points to.
         let rules = session.config.access();
         rules.check_revoked()?;
@@ -37,7 +35,7 @@ impl ConfigCommand {
         }
         let origin = |field: &str| if session.config.sets(field) { "file" } else { "default" };
         let fields = effective(session.config);
-        if *json {
+        if self.json {
             let all =
                 fields.iter().map(|(field, value)| json!({"field": field, "value": value, "origin": origin(field)}));
             writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&all.collect::<Vec<_>>())?)?;

@@ -1,6 +1,8 @@
 //! The command line: one file for each command, a client of the control API except where no server is needed.
 
 mod check;
+mod client_config;
+mod connect;
 mod doctor;
 mod image;
 mod init;
@@ -10,7 +12,10 @@ mod prebuild;
 mod projects;
 mod pull;
 mod push;
+mod servers;
 mod sessions;
+mod setup;
+mod ssh;
 mod stats;
 mod table;
 mod users;
@@ -49,7 +54,7 @@ const GROUPS: &str = "\
 Daemon:
   serve           Serve SSH connections until a signal ends it
   doctor          Look for objects that no session accounts for
-  config          Validate and show the configuration
+  config          Check the server's configuration, show and change the client's
 
 Users:
   add-user        Add a user, or keys to a user
@@ -76,6 +81,14 @@ Sessions:
   stats           Show what each session uses
   stop            End a session
 
+Client:
+  setup           Let ssh find projects by host names that end in .pod
+  connect         Relay ssh to the server of a project's host name
+  ssh             Run ssh, with .pod added to a host name without a dot
+  open            Open a project in an editor
+  ping            Ask a server whether it is there, what it is, and how long that takes
+  servers         List the servers that host names lead to, and whether they answer
+
 Misc:
   version         Show the version";
 
@@ -99,10 +112,10 @@ pub enum Command {
     Serve,
     /// Look for objects that no session accounts for
     Doctor(doctor::Doctor),
-    /// Validate and show the configuration
+    /// Check the server's configuration, show and change the client's
     Config {
         #[command(subcommand)]
-        command: check::ConfigCommand,
+        command: ConfigCommand,
     },
     /// Add a user, or keys to a user
     AddUser(users::AddUser),
@@ -144,8 +157,30 @@ pub enum Command {
     Stats(stats::StatsArgs),
     /// End a session
     Stop(sessions::Stop),
+    /// Let ssh find projects by host names that end in .pod
+    Setup(setup::Setup),
+    /// Relay ssh to the server of a project's host name
+    Connect(connect::Connect),
+    /// Run ssh, with .pod added to a host name without a dot
+    Ssh(ssh::Ssh),
+    /// Open a project in an editor
+    Open(ssh::Open),
+    /// Ask a server whether it is there, what it is, and how long that takes
+    Ping(servers::Ping),
+    /// List the servers that host names lead to, and whether they answer
+    Servers(servers::Servers),
     /// Show the version
     Version,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Validate the configuration, the users' files and the list of projects, and print what is in force and where it comes from
+    Check(check::Check),
+    /// Show the client's configuration, ~/.podspawn/config.yaml
+    Show(client_config::Show),
+    /// Change a setting of the client's configuration
+    Set(client_config::Set),
 }
 
 /// What a command needs.
@@ -199,7 +234,11 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
             Ok(crate::supervisor::run(config)?)
         }
         Command::Doctor(doctor) => doctor.run(&session()?),
-        Command::Config { command } => command.run(&session()?),
+        Command::Config { command } => match command {
+            ConfigCommand::Check(check) => check.run(&session()?),
+            ConfigCommand::Show(show) => show.run(),
+            ConfigCommand::Set(set) => set.run(quiet),
+        },
         Command::AddUser(add) => add.run(&session()?),
         Command::RemoveUser(remove) => remove.run(&session()?),
         Command::ListUsers(list) => list.run(&session()?),
@@ -217,11 +256,23 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Status(status) => status.run(&session()?),
         Command::Stats(stats) => stats.run(&session()?),
         Command::Stop(stop) => stop.run(&session()?),
+        Command::Setup(setup) => setup.run(quiet),
+        Command::Connect(connect) => connect.run(),
+        Command::Ssh(ssh) => ssh.run(quiet),
+        Command::Open(open) => open.run(),
+        Command::Ping(ping) => ping.run(),
+        Command::Servers(servers) => servers.run(),
         Command::Version => {
             writeln!(io::stdout(), "podspawn {}", env!("CARGO_PKG_VERSION"))?;
             Ok(())
         }
     }
+}
+
+/// The runtime of a command that speaks with servers; what it does is over soon.
+fn client_runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.context("cannot start the async runtime")
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

@@ -135,7 +135,7 @@ fn parse(file: &Path, text: &str) -> Result<(raw::File, serde_yaml::Value), Conf
 
 /// Adds the nearest field to serde's message about an unknown one, which names all that it knows, and the line, which it
 /// knows for fields of a section only.
-pub(super) fn explain(message: &str, text: &str) -> String {
+pub fn explain(message: &str, text: &str) -> String {
     let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
     let ([unknown, known @ ..], true) = (&quoted[..], message.contains("unknown field")) else {
         return message.to_owned();

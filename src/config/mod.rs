@@ -15,6 +15,7 @@ pub mod service_user;
 mod stamp;
 pub mod units;
 
+pub(crate) use self::load::explain;
 pub use self::{
     load::{ConfigError, Options, ValueError},
     stamp::Stamp,
@@ -87,7 +88,7 @@ impl Config {
 
     /// Whether there is a file of projects, which clients may name.
     pub fn knows_projects(&self) -> bool {
-        self.paths.root.join("etc/podspawn/projects.yaml").exists()
+        self.paths.projects_file.exists()
     }
 }
 

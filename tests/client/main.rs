@@ -3,4 +3,8 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod hostile;
+mod person;
+mod programs;
+mod relay;
 mod routing;
+mod trust;
