@@ -146,6 +146,7 @@ fn effective(config: &Config) -> Vec<(&'static str, Value)> {
         ("security.pids_limit", json!(security.pids_limit)),
         ("security.readonly_rootfs", json!(security.readonly_rootfs)),
         ("security.tmpfs", json!(security.tmpfs)),
+        ("security.seccomp_profile", json!(security.seccomp_profile.as_ref().map(|file| &file.path))),
         ("security.nested", json!(security.nested)),
         ("security.userns.first", json!(security.userns_first)),
         ("security.userns.count", json!(security.userns_count)),

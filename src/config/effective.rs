@@ -10,7 +10,9 @@ use super::{
     Auth, Builds, Config, Defaults, Egress, Images, Log, MaxStartups, Metrics, Mode, Network, Paths, Podfile,
     Resources, Security, Session,
     load::{ConfigError, Source, ValueError},
-    per_source, raw, units,
+    per_source, raw,
+    seccomp_profile::{Circumstances, ProfileFile},
+    units,
 };
 use crate::{names::InstanceTag, protocol::Algorithms};
 
@@ -31,7 +33,7 @@ const CAPABILITIES: &[&str] = &[
 ];
 
 /// What `security.cap_add` may add to them.
-const MORE_CAPABILITIES: &[&str] = &["AUDIT_WRITE", "MKNOD", "NET_RAW", "SYS_NICE", "SYS_PTRACE"];
+const MORE_CAPABILITIES: &[&str] = &["AUDIT_WRITE", "MKNOD", "SYS_NICE", "SYS_PTRACE"];
 
 /// Ids per container, and the last that a container may have: the kernel takes no larger one for `ping_group_range`
 /// (icmp(7)).
@@ -250,6 +252,10 @@ fn security(fields: &Fields<'_>, raw: raw::Security) -> Result<Security, ConfigE
         }
     }
     for added in raw.cap_add.iter().flatten().map(name) {
+        if added == "NET_RAW" {
+            let text = "NET_RAW has no effect, as the network belongs to the host; ping works without it";
+            return Err(fields.rule("security.cap_add", text));
+        }
         if !CAPABILITIES.contains(&added.as_str()) && !MORE_CAPABILITIES.contains(&added.as_str()) {
             let text = format!("{added} would let a container act on the host; possible are {}", possible());
             return Err(fields.rule("security.cap_add", text));
@@ -276,12 +282,25 @@ fn security(fields: &Fields<'_>, raw: raw::Security) -> Result<Security, ConfigE
     if pids_limit < 8 {
         return Err(fields.rule("security.pids_limit", "no session works with fewer than 8 processes"));
     }
+    let capabilities: Vec<String> = capabilities.into_iter().collect();
+    let seccomp_profile = match raw.seccomp_profile.map(PathBuf::from) {
+        None => None,
+        Some(path) => {
+            fields.absolute("security.seccomp_profile", &path)?;
+            let circumstances = Circumstances::here(&capabilities);
+            Some(
+                ProfileFile::read(path, &circumstances)
+                    .map_err(|error| fields.bad("security.seccomp_profile", error))?,
+            )
+        }
+    };
     Ok(Security {
-        capabilities: capabilities.into_iter().collect(),
+        capabilities,
         no_new_privileges: raw.no_new_privileges,
         pids_limit,
         readonly_rootfs: raw.readonly_rootfs.unwrap_or(false),
         tmpfs,
+        seccomp_profile,
         nested: raw.nested.unwrap_or(false),
         userns_first: first,
         userns_count: u32::try_from(count).unwrap_or(u32::MAX),

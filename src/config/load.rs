@@ -5,7 +5,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Config, effective, raw, stamp::Stamp, units::UnitError};
+use super::{
+    Config, effective, raw,
+    seccomp_profile::{ProfileError, ProfileFile},
+    stamp::Stamp,
+    units::UnitError,
+};
 use crate::names::InstanceTag;
 
 /// Where the file is when nobody says otherwise, under the root.
@@ -58,6 +63,8 @@ pub enum ValueError {
     Address(String),
     #[error("{value:?} is not one of {}", .known.join(", "))]
     Word { value: String, known: &'static [&'static str] },
+    #[error(transparent)]
+    Profile(#[from] ProfileError),
     #[error("{0}")]
     Rule(String),
 }
@@ -99,9 +106,10 @@ impl Config {
         effective::config(&root, &file, instance, raw, source)
     }
 
-    /// Reads the file again if it is not the one that was read; `None` if it is.
+    /// Reads the file again if it, or one that it names, is not the one that was read; `None` if it is.
     pub fn reload_if_changed(&self) -> Option<Result<Self, ConfigError>> {
-        if Stamp::of(&self.paths.config_file) == self.source.stamp {
+        let same_profile = self.security.seccomp_profile.as_ref().is_none_or(ProfileFile::is_the_same);
+        if Stamp::of(&self.paths.config_file) == self.source.stamp && same_profile {
             return None;
         }
         Some(Self::load(&self.source.options))
@@ -215,6 +223,9 @@ mod tests {
             ("auth: {max_startups: x}", "auth.max_startups is not valid"),
             ("auth: {revoked_keys: krl}", "auth.revoked_keys is not valid: krl is not an absolute path"),
             ("auth: {algorithms: weak}", "\"weak\" is not one of post-quantum, strong, compatible"),
+            ("security: {cap_add: [NET_RAW]}", "ping works without it"),
+            ("security: {seccomp_profile: profile.json}", "profile.json is not an absolute path"),
+            ("security: {seccomp_profile: /nonexistent}", "cannot read /nonexistent"),
             ("security: {cap_add: [SYS_ADMIN]}", "security.cap_add is not valid"),
             ("security: {nested: perhaps}", "security.nested: invalid type"),
             ("listen: [", "line 2 column 1"),

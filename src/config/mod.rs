@@ -11,6 +11,7 @@ pub mod overrides;
 pub mod per_source;
 pub mod projects;
 mod raw;
+pub mod seccomp_profile;
 pub mod service_user;
 mod stamp;
 pub mod units;
@@ -179,6 +180,8 @@ pub struct Security {
     pub pids_limit: u64,
     pub readonly_rootfs: bool,
     pub tmpfs: std::collections::BTreeMap<String, String>,
+    /// `None`: one of the built-in filters.
+    pub seccomp_profile: Option<seccomp_profile::ProfileFile>,
     /// Whether sandboxes and rootless tools work inside (docs/security.md).
     pub nested: bool,
     /// The first host id for containers, and how many containers' worth (65,536 ids each) there are.

@@ -131,8 +131,9 @@ section! {
         readonly_rootfs: bool,
         tmpfs: BTreeMap<String, String>,
         nested: bool,
+        seccomp_profile: String,
         userns: Userns,
-    } later { seccomp_profile, runtime, }
+    } later { runtime, }
 }
 
 section! {

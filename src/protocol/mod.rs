@@ -10,9 +10,11 @@
 pub mod announcement;
 mod key_options;
 pub mod pattern;
+mod seccomp;
 pub mod wire;
 
 pub use key_options::{KeyOptions, Permit};
+pub use seccomp::{SeccompCondition, SeccompProfile, SeccompRule, SeccompTest};
 
 use std::{
     collections::BTreeMap,
@@ -470,6 +472,9 @@ pub struct SecuritySpec {
     pub tmpfs: BTreeMap<String, String>,
     /// Whether a seccomp filter is loaded.
     pub seccomp: bool,
+    /// The filter instead of the built-in ones.
+    #[serde(default)]
+    pub seccomp_profile: Option<SeccompProfile>,
     /// Whether a sandbox works inside: namespaces may be made, with a `/proc` of their own.
     #[serde(default)]
     pub nested: bool,

@@ -181,6 +181,15 @@ impl Role {
         tasks: &[OwnedFd],
         into_cgroup: Option<BorrowedFd<'_>>,
     ) -> Result<Newborn, Failure> {
+        let of_profile = match &spec.security.seccomp_profile {
+            None => None,
+            Some(profile) => Some(
+                seccomp::profile_filter(profile)
+                    .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "it is longer than the kernel takes"))
+                    .step("compile the seccomp profile")?,
+            ),
+        };
+        let built_in = if spec.security.nested { &self.nested_filter } else { &self.filter };
         let sys = mounts::sysfs().step("mount /sys")?;
         let namespaces =
             libc::CLONE_NEWUSER | libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC;
@@ -195,7 +204,7 @@ impl Role {
                 socket: theirs.as_fd(),
                 listener: listener.as_fd(),
                 tasks: &tasks.iter().map(AsFd::as_fd).collect::<Vec<_>>(),
-                filter: if spec.security.nested { &self.nested_filter } else { &self.filter },
+                filter: of_profile.as_ref().unwrap_or(built_in),
                 proof: self.proof,
             }),
         }

@@ -133,6 +133,7 @@ impl Environment {
                 readonly_rootfs: config.security.readonly_rootfs,
                 tmpfs: config.security.tmpfs.clone(),
                 seccomp: true,
+                seccomp_profile: config.security.seccomp_profile.as_ref().map(|file| file.profile.clone()),
                 nested: config.security.nested,
             },
             life: Life::of(config.session.mode, config),

@@ -108,6 +108,7 @@ impl Host {
                 readonly_rootfs: false,
                 tmpfs: BTreeMap::new(),
                 seccomp: true,
+                seccomp_profile: None,
                 nested: false,
             },
             rlimits: Rlimits { nofile_soft: 1024, nofile_hard: 65_536, core: 0, memlock: 8 << 20 },

@@ -3,14 +3,18 @@
 //! What is not allowed fails with EPERM; numbers that we do not know with ENOSYS, so that libc falls back to older calls.
 
 mod calls;
+mod names;
 mod program;
 
 use std::collections::BTreeMap;
 
 use libc::c_long;
 
-use self::program::{Action, Condition, Policy, Rule, Test};
-use crate::sys::confine::Instruction;
+use self::program::{Action, Policy, Rule, int};
+use crate::{
+    protocol::{SeccompCondition as Condition, SeccompProfile, SeccompTest as Test},
+    sys::confine::Instruction,
+};
 
 /// The flags of clone(2) that make a namespace: NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET.
 const NEW_NAMESPACE: u64 = 0x7e02_0000;
@@ -28,6 +32,28 @@ pub(super) fn nested_filter() -> Vec<Instruction> {
     compile(nested_policy())
 }
 
+/// The filter of an administrator's profile; `None` if it is longer than the kernel takes.
+///
+/// A rule without conditions decides about its calls whatever the others say, as with libseccomp; else the first that holds.
+/// Numbers that are newer than our list get ENOSYS where the profile refuses what it does not name, as with runc.
+pub(super) fn profile_filter(profile: &SeccompProfile) -> Option<Vec<Instruction>> {
+    let mut calls: BTreeMap<u32, Vec<Rule>> = BTreeMap::new();
+    for rule in &profile.rules {
+        for call in rule.names.iter().filter_map(|name| names::number(name)) {
+            let rule = Rule { when: rule.conditions.clone(), action: Action(rule.action) };
+            calls.entry(number(call)).or_default().push(rule);
+        }
+    }
+    for rules in calls.values_mut() {
+        if let Some(index) = rules.iter().position(|rule| rule.when.is_empty()) {
+            *rules = vec![rules.swap_remove(index)];
+        }
+    }
+    let refuses = profile.default_action & libc::SECCOMP_RET_ACTION_FULL == libc::SECCOMP_RET_ERRNO;
+    let default = Action(profile.default_action);
+    Policy { calls, default, unknown: if refuses { MISSING } else { default } }.compile()
+}
+
 fn compile(policy: Policy) -> Vec<Instruction> {
     policy.compile().expect("our own policies are a tenth of what the kernel takes")
 }
@@ -42,9 +68,9 @@ fn default_policy() -> Policy {
         allowed.map(|call| (number(*call), vec![Rule::always(Action::ALLOW)])).collect();
     let no_namespace = Condition { argument: 0, test: Test::Masked { mask: NEW_NAMESPACE, value: 0 } };
     // Neither has namespaces: AF_ALG reaches the kernel's crypto code, AF_VSOCK the hypervisor.
-    let refused_families = [libc::AF_ALG, libc::AF_VSOCK].map(|family| when(vec![Condition::int(0, family)], REFUSED));
+    let refused_families = [libc::AF_ALG, libc::AF_VSOCK].map(|family| when(vec![int(0, family)], REFUSED));
     // PER_LINUX, PER_LINUX32, UNAME26, both, and the question which one is set.
-    let personas = [0, 8, 0x2_0000, 0x2_0008, -1].map(|persona| when(vec![Condition::int(0, persona)], Action::ALLOW));
+    let personas = [0, 8, 0x2_0000, 0x2_0008, -1].map(|persona| when(vec![int(0, persona)], Action::ALLOW));
     calls.extend([
         (number(libc::SYS_clone), vec![when(vec![no_namespace], Action::ALLOW)]),
         // Its flags are behind a pointer; libc falls back to clone.
@@ -90,10 +116,10 @@ fn nested_policy() -> Policy {
 /// root of a network namespace could open.
 fn nested_sockets() -> Vec<Rule> {
     const NETLINK: [i32; 3] = [libc::NETLINK_NETFILTER, libc::NETLINK_XFRM, libc::NETLINK_GENERIC];
-    let netlink = Condition::int(0, libc::AF_NETLINK);
-    let refused = NETLINK.map(|protocol| when(vec![netlink, Condition::int(2, protocol)], REFUSED));
+    let netlink = int(0, libc::AF_NETLINK);
+    let refused = NETLINK.map(|protocol| when(vec![netlink, int(2, protocol)], REFUSED));
     let families = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
-    let allowed = families.map(|family| when(vec![Condition::int(0, family)], Action::ALLOW));
+    let allowed = families.map(|family| when(vec![int(0, family)], Action::ALLOW));
     refused.into_iter().chain(allowed).collect()
 }
 
@@ -106,12 +132,12 @@ fn nested_socket_options() -> Vec<Rule> {
         // The kernel takes it as 32 bits; if there are more of them, it is refused too.
         Condition { argument: 2, test: Test::GreaterOrEqual(first) }
     };
-    let level = |level: i32| Condition::int(1, level);
+    let level = |level: i32| int(1, level);
     otherwise_allowed([
         when(vec![level(libc::IPPROTO_IP), from(FIRST_TABLE)], REFUSED),
         when(vec![level(libc::IPPROTO_IPV6), from(FIRST_ROUTER)], REFUSED),
-        when(vec![level(libc::IPPROTO_IPV6), Condition::int(2, 64)], REFUSED),
-        when(vec![level(libc::IPPROTO_IPV6), Condition::int(2, 65)], REFUSED),
+        when(vec![level(libc::IPPROTO_IPV6), int(2, 64)], REFUSED),
+        when(vec![level(libc::IPPROTO_IPV6), int(2, 65)], REFUSED),
     ])
 }
 
@@ -125,6 +151,8 @@ fn otherwise_allowed(rules: impl IntoIterator<Item = Rule>) -> Vec<Rule> {
 
 #[cfg(test)]
 mod tests {
+    use crate::protocol::SeccompRule;
+
     use super::{
         program::{
             LAST_KNOWN,
@@ -241,6 +269,50 @@ mod tests {
             (libc::SYS_setsockopt, [3, 41, 200], EPERM),
         ] {
             assert_eq!(decide(&program, call, &arguments), expected, "{call} {arguments:?}");
+        }
+    }
+    fn rule(names: &[&str], action: Action, conditions: &[Condition]) -> SeccompRule {
+        let names = names.iter().map(|name| (*name).to_owned()).collect();
+        SeccompRule { names, action: action.0, conditions: conditions.to_vec() }
+    }
+
+    #[test]
+    fn a_profile_is_what_it_says() {
+        let (refused, missing) = (Action::errno(libc::EACCES), Action::errno(libc::ENOSYS));
+        let domain = |domain: u64| Condition { argument: 0, test: Test::Equal(domain) };
+        let rules = vec![
+            rule(&["read", "no_such_call", "mmap2"], Action::ALLOW, &[]),
+            rule(&["socket"], Action::ALLOW, &[domain(1)]),
+            rule(&["socket"], missing, &[domain(2)]),
+            rule(&["kill"], refused, &[domain(1)]),
+            rule(&["kill"], Action::ALLOW, &[]),
+        ];
+        let profile = SeccompProfile { default_action: refused.0, rules };
+        let program = profile_filter(&profile).unwrap();
+        for (call, argument, expected) in [
+            (libc::SYS_read, 0, Action::ALLOW),
+            (libc::SYS_write, 0, refused),
+            (libc::SYS_socket, 1, Action::ALLOW),
+            (libc::SYS_socket, 2, missing),
+            (libc::SYS_socket, 3, refused),
+            (libc::SYS_kill, 1, Action::ALLOW),
+            (c_long::from(LAST_KNOWN + 1), 0, MISSING),
+        ] {
+            assert_eq!(decide(&program, call, &[argument]), expected.0, "{call} {argument}");
+        }
+        let open = SeccompProfile { default_action: ALLOWED, rules: vec![rule(&["reboot"], refused, &[])] };
+        let program = profile_filter(&open).unwrap();
+        assert_eq!(decide(&program, libc::SYS_reboot, &[]), refused.0);
+        assert_eq!(decide(&program, c_long::from(LAST_KNOWN + 1), &[]), ALLOWED);
+        let many = |n: u32| rule(&["read"], refused, &[domain(n.into())]);
+        let long = SeccompProfile { default_action: ALLOWED, rules: (0..2000).map(many).collect() };
+        assert!(profile_filter(&long).is_none());
+    }
+
+    #[test]
+    fn every_allowed_call_has_a_name() {
+        for call in [calls::COMMON, calls::COMMON_NEW, calls::ARCHITECTURE].into_iter().flatten() {
+            assert!(names::ALL.iter().copied().flatten().any(|(_, number)| number == call), "{call}");
         }
     }
 }

@@ -7,7 +7,10 @@ use std::collections::BTreeMap;
 
 use libc::sock_filter;
 
-use crate::sys::confine::Instruction;
+use crate::{
+    protocol::{SeccompCondition as Condition, SeccompTest as Test},
+    sys::confine::Instruction,
+};
 
 #[cfg(target_arch = "x86_64")]
 const AUDIT_ARCH: u32 = 0xc000_003e;
@@ -40,36 +43,10 @@ impl Action {
     }
 }
 
-/// How an argument is compared, unsigned and with all 64 bits.
-#[cfg_attr(not(test), expect(dead_code, reason = "profiles of the administrator's will compare in all ways"))]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Test {
-    Equal(u64),
-    NotEqual(u64),
-    Less(u64),
-    LessOrEqual(u64),
-    GreaterOrEqual(u64),
-    Greater(u64),
-    /// The bits of the mask are those of the value.
-    Masked {
-        mask: u64,
-        value: u64,
-    },
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Condition {
-    /// 0 to 5.
-    pub(super) argument: u8,
-    pub(super) test: Test,
-}
-
-impl Condition {
-    /// For an argument that the kernel takes as 32 bits: the others may be anything and must not hide it.
-    pub(super) const fn int(argument: u8, value: i32) -> Self {
-        let value = value.cast_unsigned() as u64;
-        Self { argument, test: Test::Masked { mask: 0xffff_ffff, value } }
-    }
+/// Compares an argument that the kernel takes as 32 bits: the others may be anything and must not hide it.
+pub(super) const fn int(argument: u8, value: i32) -> Condition {
+    let value = value.cast_unsigned() as u64;
+    Condition { argument, test: Test::Masked { mask: 0xffff_ffff, value } }
 }
 
 /// What happens to a call if all of the conditions hold.
@@ -171,55 +148,50 @@ enum Step {
     Compare(u32, u32, To, To),
 }
 
-impl Condition {
-    fn steps(self) -> Vec<Step> {
-        let low = ARGUMENTS + 8 * u32::from(self.argument);
-        let (load_low, load_high) = (Step::Plain(load(low)), Step::Plain(load(low + 4)));
-        let and = |mask: u32| Step::Plain(statement(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, mask));
-        let halves = |value: u64| ((value >> 32) as u32, value as u32);
-        let equal = |value: u64, if_equal: To, if_not: To| {
-            let (high, low) = halves(value);
-            vec![
-                Step::Compare(libc::BPF_JEQ, high, To::On, if_not),
-                Step::Compare(libc::BPF_JEQ, low, if_equal, if_not),
-            ]
-        };
-        let order = |code: u32, value: u64, if_true: To, if_not: To| {
-            let (high, low) = halves(value);
-            vec![
-                Step::Compare(libc::BPF_JGT, high, if_true, To::On),
-                Step::Compare(libc::BPF_JEQ, high, To::On, if_not),
-                Step::Compare(code, low, if_true, if_not),
-            ]
-        };
-        let mut steps = match self.test {
-            Test::Equal(value) => equal(value, To::Holds, To::Fails),
-            Test::NotEqual(value) => equal(value, To::Fails, To::Holds),
-            Test::GreaterOrEqual(value) => order(libc::BPF_JGE, value, To::Holds, To::Fails),
-            Test::Greater(value) => order(libc::BPF_JGT, value, To::Holds, To::Fails),
-            Test::Less(value) => order(libc::BPF_JGE, value, To::Fails, To::Holds),
-            Test::LessOrEqual(value) => order(libc::BPF_JGT, value, To::Fails, To::Holds),
-            Test::Masked { mask, value } => {
-                let (mask_high, mask_low) = halves(mask);
-                let mut steps = equal(value, To::Holds, To::Fails);
-                steps.insert(0, and(mask_high));
-                steps.insert(2, and(mask_low));
-                steps.insert(2, load_low);
-                steps.insert(0, load_high);
-                return steps;
-            }
-        };
-        // The last comparison is with the low half.
-        steps.insert(steps.len() - 1, load_low);
-        steps.insert(0, load_high);
-        steps
-    }
+fn steps(condition: Condition) -> Vec<Step> {
+    let low = ARGUMENTS + 8 * u32::from(condition.argument);
+    let (load_low, load_high) = (Step::Plain(load(low)), Step::Plain(load(low + 4)));
+    let and = |mask: u32| Step::Plain(statement(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, mask));
+    let halves = |value: u64| ((value >> 32) as u32, value as u32);
+    let equal = |value: u64, if_equal: To, if_not: To| {
+        let (high, low) = halves(value);
+        vec![Step::Compare(libc::BPF_JEQ, high, To::On, if_not), Step::Compare(libc::BPF_JEQ, low, if_equal, if_not)]
+    };
+    let order = |code: u32, value: u64, if_true: To, if_not: To| {
+        let (high, low) = halves(value);
+        vec![
+            Step::Compare(libc::BPF_JGT, high, if_true, To::On),
+            Step::Compare(libc::BPF_JEQ, high, To::On, if_not),
+            Step::Compare(code, low, if_true, if_not),
+        ]
+    };
+    let mut steps = match condition.test {
+        Test::Equal(value) => equal(value, To::Holds, To::Fails),
+        Test::NotEqual(value) => equal(value, To::Fails, To::Holds),
+        Test::GreaterOrEqual(value) => order(libc::BPF_JGE, value, To::Holds, To::Fails),
+        Test::Greater(value) => order(libc::BPF_JGT, value, To::Holds, To::Fails),
+        Test::Less(value) => order(libc::BPF_JGE, value, To::Fails, To::Holds),
+        Test::LessOrEqual(value) => order(libc::BPF_JGT, value, To::Fails, To::Holds),
+        Test::Masked { mask, value } => {
+            let (mask_high, mask_low) = halves(mask);
+            let mut steps = equal(value, To::Holds, To::Fails);
+            steps.insert(0, and(mask_high));
+            steps.insert(2, and(mask_low));
+            steps.insert(2, load_low);
+            steps.insert(0, load_high);
+            return steps;
+        }
+    };
+    // The last comparison is with the low half.
+    steps.insert(steps.len() - 1, load_low);
+    steps.insert(0, load_high);
+    steps
 }
 
 impl Rule {
     /// Returns the action, or goes on behind the last instruction.
     fn instructions(&self) -> Vec<sock_filter> {
-        let conditions: Vec<Vec<Step>> = self.when.iter().map(|condition| condition.steps()).collect();
+        let conditions: Vec<Vec<Step>> = self.when.iter().map(|condition| steps(*condition)).collect();
         let length = conditions.iter().map(Vec::len).sum::<usize>();
         let mut program = Vec::with_capacity(length + 1);
         let mut end_of_condition = 0;
@@ -383,7 +355,7 @@ pub(super) mod tests {
 
     #[test]
     fn a_program_that_the_kernel_would_not_take_is_none() {
-        let rule = |n: u32| Rule { when: vec![Condition::int(0, n as i32)], action: Action::errno(1) };
+        let rule = |n: u32| Rule { when: vec![int(0, n as i32)], action: Action::errno(1) };
         let calls = (0..=LAST_KNOWN).map(|n| (n, (0..3).map(|m| rule(n * 3 + m)).collect())).collect();
         assert!(Policy { calls, default: Action::ALLOW, unknown: Action::ALLOW }.compile().is_none());
     }

@@ -158,6 +158,7 @@ fn environment(key: &SessionKey, image: &Image, config: &Config) -> Environment 
             readonly_rootfs: false,
             tmpfs: std::collections::BTreeMap::new(),
             seccomp: true,
+            seccomp_profile: config.security.seccomp_profile.as_ref().map(|file| file.profile.clone()),
             nested: false,
         },
         life: Life { mode: Mode::DestroyOnDisconnect, grace: None, max_lifetime: None },
