@@ -256,6 +256,7 @@ ATTACKS = [
     ("execute init's program", lambda: read_some("/proc/1/exe"), ()),
     ("find a file of the host", lambda: os.stat(CANARY), ()),
     ("find it by init's root", lambda: os.stat("/proc/1/root" + CANARY), ()),
+    ("find it by a descriptor", through_descriptors, ()),
     ("break out of a chroot", out_of_chroot, ()),
     ("open a raw socket", lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1).close(), ()),
     ("open a packet socket", lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW).close(), ()),

@@ -77,8 +77,8 @@ fn root_of_the_host_succeeds_with_all_of_them() {
     let host = Host::new().user("ada").start();
     let script = host.scratch().join("attacks.py");
     fs::write(&script, ATTACKS).unwrap();
-    // The shell is PID 1, so that there is somebody else to trace.
-    let command = format!("python3 {} {}; exit $?", script.display(), canary(&host));
+    // The shell is PID 1, so that there is somebody else to trace, and leaves a directory open.
+    let command = format!("exec 3</; python3 {} {}; exit $?", script.display(), canary(&host));
     let namespaces = ["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--fork", "--mount-proc"];
     let outcomes = outcomes(&Run::new("unshare").args(namespaces).args(["sh", "-c", &command]).run());
     let refused: Vec<_> = outcomes.iter().filter(|(_, outcome)| outcome.starts_with("refused")).collect();
