@@ -8,8 +8,9 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use clap::Args;
+use clap::{Args, CommandFactory, error::ErrorKind};
 
+use super::Cli;
 use crate::client::config::SUFFIX;
 
 /// Options of ssh that another word may belong to (ssh(1)).
@@ -29,7 +30,7 @@ pub struct Ssh {
 impl Ssh {
     pub fn run(&self, quiet: bool) -> anyhow::Result<()> {
         let mut arguments = self.arguments.clone();
-        let at = destination_at(&arguments).context("there is no destination: podspawn ssh [USER@]PROJECT")?;
+        let Some(at) = destination_at(&arguments) else { no_destination() };
         arguments[at] = full_name(&arguments[at])?;
         // It is ours and ssh's; when it comes first we are who hears it.
         let quiet = quiet.then_some(OsString::from("-q"));
@@ -65,6 +66,12 @@ impl Open {
         let arguments = [OsString::from("--remote"), remote, OsString::from(&self.path)];
         Err(run(if self.cursor { "cursor" } else { "code" }, &arguments))
     }
+}
+
+/// Ends with the status of a usage error.
+fn no_destination() -> ! {
+    let message = "there is no destination: podspawn ssh [SSH-OPTION]... [USER@]PROJECT [COMMAND]...";
+    Cli::command().error(ErrorKind::MissingRequiredArgument, message).exit()
 }
 
 /// Becomes another program; returns only if that fails.

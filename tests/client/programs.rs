@@ -57,6 +57,7 @@ fn ssh_scp_sftp_rsync_and_git_reach_a_project_by_its_host_name() {
     assert_eq!(projects(&host), ["web"]);
     person.podspawn(&["ssh", "-T", "ada@web", "--", "cat", "a", "b"]).run().ok().stdout("by scp\nby scp\n");
     person.podspawn(&["ssh", "-q", "ada@api", "echo $PODSPAWN_PROJECT; exit 42"]).run().status(42).stdout("api\n");
+    person.podspawn(&["ssh", "-p", "22"]).run().status(2).stderr_has("there is no destination");
     // The login name goes before.
     person.ssh("ada+db@web.pod", "echo $PODSPAWN_PROJECT").run().ok().stdout("db\n");
 }
