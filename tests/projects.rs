@@ -55,6 +55,21 @@ fn the_limits_of_a_podfile_are_those_of_its_sessions() {
 }
 
 #[test]
+fn a_podfile_gets_no_more_than_the_administrator_allows_podfiles() {
+    let host = Host::new().user("ada").config("resources:\n  max_pids: 12").start();
+    let git = GitServer::start();
+    let podfile = format!("{MINIMAL}resources: {{pids: 4096}}\n");
+    let repository = git.repository("big", &[("podfile.yaml", &podfile)]);
+    host.podspawn(["add-project", "big", "--repo", &repository.url]).run().ok();
+    let many = "for i in $(seq 16); do sleep 60 > /dev/null 2>&1 & done; echo all";
+    host.ssh("ada+big", many).run().status(2).stderr_has("can't fork");
+    let users = host.root.join("etc/podspawn/users");
+    fs::create_dir_all(&users).unwrap();
+    fs::write(users.join("ada.yaml"), "pids: 100\n").unwrap();
+    host.ssh("ada+big", many).run().ok().stdout("all\n");
+}
+
+#[test]
 fn an_update_counts_for_the_next_session_and_a_bad_one_for_none() {
     let host = Host::new().user("ada").start();
     let git = GitServer::start();

@@ -152,6 +152,9 @@ fn effective(config: &Config) -> Vec<(&'static str, Value)> {
         ("security.userns.count", json!(security.userns_count)),
         ("resources.max_per_user", json!(resources.max_per_user)),
         ("resources.max_containers", json!(resources.max_containers)),
+        ("resources.max_cpus", json!(resources.max_cpus.unwrap_or(0.0))),
+        ("resources.max_memory", json!(resources.max_memory.unwrap_or(0))),
+        ("resources.max_pids", json!(resources.max_pids.unwrap_or(0))),
         ("network.pool", net.pool.as_ref().map(network).unwrap_or_default()),
         (
             "network.egress",

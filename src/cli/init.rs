@@ -50,7 +50,7 @@ impl Init {
         let replace = may_replace(&mut dialog)?;
         let template = self.choose(quiet)?;
         let text = if self.yes { template.text.to_owned() } else { ask(template, &mut dialog)? };
-        match podfile::resolve(&unwritten(Path::new(FILE), text.clone())?, &LocalFiles) {
+        match podfile::resolve(&unwritten(Path::new(FILE), text.clone())?, &LocalFiles::default()) {
             Ok(resolved) => print_problems("warning: ", &resolved.warnings)?,
             Err(invalid) => {
                 print_problems("", &invalid.errors)?;
@@ -98,7 +98,7 @@ fn may_replace(dialog: &mut Dialog<impl BufRead>) -> anyhow::Result<bool> {
 fn ask(template: &'static BuiltIn, dialog: &mut Dialog<impl BufRead>) -> anyhow::Result<String> {
     let mut text = template.text.to_owned();
     let fields: Value = serde_yaml::from_str(template.text).context("the template is not valid")?;
-    let inherited = podfile::resolve(&template.document(), &LocalFiles)?.podfile;
+    let inherited = podfile::resolve(&template.document(), &LocalFiles::default())?.podfile;
 
     let base = inherited.base.to_string();
     let answer = dialog.ask("Base image?", &base)?;

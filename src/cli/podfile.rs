@@ -33,7 +33,7 @@ impl PodfileCommand {
         let Self::Check { path, json } = self;
         let document = find(path)?;
         let name = &document.name;
-        match podfile::resolve(&document, &LocalFiles) {
+        match podfile::resolve(&document, &LocalFiles::default()) {
             Ok(resolved) => {
                 let key = BuildPlan::of(&resolved.podfile).key().to_string();
                 if *json {
@@ -115,7 +115,11 @@ fn shown(path: &Path) -> String {
 }
 
 /// Reads bases from the user's own files, and fetches those of public servers.
-pub(super) struct LocalFiles;
+#[derive(Debug, Default)]
+pub(super) struct LocalFiles {
+    /// Hosts that may be fetched from at private addresses.
+    pub private_hosts: Vec<String>,
+}
 
 impl Source for LocalFiles {
     fn read(&self, base: &External, from: &Origin) -> Result<Document, SourceError> {
@@ -129,7 +133,9 @@ impl Source for LocalFiles {
             (External::Path(path), Origin::BuiltIn(_) | Origin::Remote(_)) => {
                 refused(path.display().to_string(), "what extends it is not a file")
             }
-            (External::Remote(remote), _) => Remotes::Fetched { keep: None, private_hosts: Vec::new() }.read(remote),
+            (External::Remote(remote), _) => {
+                Remotes::Fetched { keep: None, private_hosts: self.private_hosts.clone() }.read(remote)
+            }
         }
     }
 }

@@ -36,7 +36,8 @@ impl Prebuild {
             bail!("{tag} says where an image is, and cannot be the name of a new one; write for instance mine:latest");
         }
         let document = find(&self.podfile)?;
-        let plan = match podfile::resolve(&document, &LocalFiles) {
+        let source = LocalFiles { private_hosts: session.config.podfile.private_hosts.clone() };
+        let plan = match podfile::resolve(&document, &source) {
             Ok(resolved) => {
                 print_problems("warning: ", &resolved.warnings)?;
                 BuildPlan::of(&resolved.podfile)

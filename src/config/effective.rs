@@ -40,6 +40,10 @@ const MORE_CAPABILITIES: &[&str] = &["AUDIT_WRITE", "MKNOD", "SYS_NICE", "SYS_PT
 const IDS: u64 = 65_536;
 const LAST_ID: u64 = (1 << 31) - 1;
 
+/// Processes that a session needs at least.
+const MIN_PIDS: u64 = 8;
+const TOO_FEW_PIDS: &str = "no session works with fewer than 8 processes";
+
 pub(super) struct Fields<'a> {
     file: &'a Path,
 }
@@ -67,6 +71,23 @@ impl Fields<'_> {
             None => Ok(default),
             Some(raw::Size::Bytes(bytes)) => Ok(bytes),
             Some(raw::Size::Text(text)) => units::parse_size(&text).map_err(|error| self.bad(field, error)),
+        }
+    }
+
+    /// A number of CPUs; 0 is no limit.
+    fn cpus(&self, field: &'static str, cpus: f64) -> Result<Option<f64>, ConfigError> {
+        if cpus == 0.0 || (0.01..=4096.0).contains(&cpus) {
+            return Ok((cpus > 0.0).then_some(cpus));
+        }
+        Err(self.rule(field, format!("{cpus} is not between 0.01 and 4096 (0 = no limit)")))
+    }
+
+    /// Bytes of memory; 0 is no limit.
+    fn memory(&self, field: &'static str, size: Option<raw::Size>, default: u64) -> Result<Option<u64>, ConfigError> {
+        match self.size(field, size, default)? {
+            0 => Ok(None),
+            memory if memory < 8 << 20 => Err(self.rule(field, "no container runs in less than 8m (0 = no limit)")),
+            memory => Ok(Some(memory)),
         }
     }
 
@@ -123,7 +144,7 @@ pub(super) fn config(
         defaults: defaults(&fields, raw.defaults.unwrap_or_default())?,
         session: session(&fields, raw.session.unwrap_or_default())?,
         security: security(&fields, raw.security.unwrap_or_default())?,
-        resources: resources(raw.resources.unwrap_or_default()),
+        resources: resources(&fields, raw.resources.unwrap_or_default())?,
         network: network(&fields, raw.network.unwrap_or_default())?,
         images: images(&fields, raw.images.unwrap_or_default())?,
         metrics: metrics(&fields, raw.metrics.unwrap_or_default())?,
@@ -196,14 +217,8 @@ fn max_startups(text: &str) -> Option<MaxStartups> {
 }
 
 fn defaults(fields: &Fields<'_>, raw: raw::Defaults) -> Result<Defaults, ConfigError> {
-    let cpus = raw.cpus.unwrap_or(2.0);
-    if !(cpus == 0.0 || (0.01..=4096.0).contains(&cpus)) {
-        return Err(fields.rule("defaults.cpus", format!("{cpus} is not between 0.01 and 4096 (0 = no limit)")));
-    }
-    let memory = fields.size("defaults.memory", raw.memory, 2 << 30)?;
-    if memory != 0 && memory < 8 << 20 {
-        return Err(fields.rule("defaults.memory", "no container runs in less than 8m (0 = no limit)"));
-    }
+    let cpus = fields.cpus("defaults.cpus", raw.cpus.unwrap_or(2.0))?;
+    let memory = fields.memory("defaults.memory", raw.memory, 2 << 30)?;
     let shell = raw.shell.unwrap_or_else(|| "/bin/bash".to_owned());
     if !shell.starts_with('/') || shell.contains(['\n', ':', '\0']) {
         return Err(fields.rule("defaults.shell", format!("{shell:?} is not an absolute path")));
@@ -218,8 +233,8 @@ fn defaults(fields: &Fields<'_>, raw: raw::Defaults) -> Result<Defaults, ConfigE
     Ok(Defaults {
         image: raw.image.unwrap_or_else(|| "ubuntu:24.04".to_owned()),
         shell,
-        cpus: (cpus > 0.0).then_some(cpus),
-        memory: (memory > 0).then_some(memory),
+        cpus,
+        memory,
         user_is_root,
         sudo: raw.sudo.unwrap_or(true),
     })
@@ -279,8 +294,8 @@ fn security(fields: &Fields<'_>, raw: raw::Security) -> Result<Security, ConfigE
         return Err(fields.rule("security.tmpfs", format!("{path:?} is not an absolute path without ..")));
     }
     let pids_limit = raw.pids_limit.unwrap_or(512);
-    if pids_limit < 8 {
-        return Err(fields.rule("security.pids_limit", "no session works with fewer than 8 processes"));
+    if pids_limit < MIN_PIDS {
+        return Err(fields.rule("security.pids_limit", TOO_FEW_PIDS));
     }
     let capabilities: Vec<String> = capabilities.into_iter().collect();
     let seccomp_profile = match raw.seccomp_profile.map(PathBuf::from) {
@@ -311,8 +326,20 @@ fn possible() -> String {
     CAPABILITIES.iter().chain(MORE_CAPABILITIES).copied().collect::<Vec<_>>().join(", ")
 }
 
-fn resources(raw: raw::Resources) -> Resources {
-    Resources { max_per_user: raw.max_per_user.unwrap_or(3), max_containers: raw.max_containers.unwrap_or(0) }
+fn resources(fields: &Fields<'_>, raw: raw::Resources) -> Result<Resources, ConfigError> {
+    let cpus = fields.cpus("resources.max_cpus", raw.max_cpus.unwrap_or(0.0))?;
+    let memory = fields.memory("resources.max_memory", raw.max_memory, 0)?;
+    let pids = raw.max_pids.unwrap_or(0);
+    if (1..MIN_PIDS).contains(&pids) {
+        return Err(fields.rule("resources.max_pids", TOO_FEW_PIDS));
+    }
+    Ok(Resources {
+        max_per_user: raw.max_per_user.unwrap_or(3),
+        max_containers: raw.max_containers.unwrap_or(0),
+        max_cpus: cpus,
+        max_memory: memory,
+        max_pids: (pids > 0).then_some(pids),
+    })
 }
 
 fn network(fields: &Fields<'_>, raw: raw::Network) -> Result<Network, ConfigError> {

@@ -194,6 +194,10 @@ pub struct Resources {
     /// 0 = unlimited.
     pub max_per_user: u32,
     pub max_containers: u32,
+    /// The most that a Podfile gets for a session, whatever it asks for. `None` = what it asks for.
+    pub max_cpus: Option<f64>,
+    pub max_memory: Option<u64>,
+    pub max_pids: Option<u64>,
 }
 
 #[derive(Debug, Clone)]

@@ -147,6 +147,9 @@ section! {
     Resources {
         max_per_user: u32,
         max_containers: u32,
+        max_cpus: f64,
+        max_memory: Size,
+        max_pids: u64,
     } later { }
 }
 

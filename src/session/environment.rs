@@ -9,7 +9,7 @@ use super::steps::SessionKey;
 use crate::{
     cgroup,
     config::{
-        Config, Mode,
+        Config, Mode, Resources,
         overrides::{self, OverridesError},
         projects::Project,
     },
@@ -154,7 +154,15 @@ impl Environment {
         };
         self.services.clone_from(&podfile.services);
         self.apply_account(podfile.user, podfile.shell.clone(), config);
-        self.apply_limits(&podfile.resources);
+        let Resources { max_cpus, max_memory, max_pids, .. } = config.resources;
+        let at_most = |asked: Option<u64>, max: Option<u64>| asked.map(|asked| max.map_or(asked, |max| asked.min(max)));
+        // It is a stranger who asks, and the defaults are not his to lift.
+        self.apply_limits(&podfile::Resources {
+            cpus: podfile.resources.cpus.map(|cpus| max_cpus.map_or(cpus, |max| cpus.min(max))),
+            memory: at_most(podfile.resources.memory.map(|Bytes(bytes)| bytes), max_memory).map(Bytes),
+            pids: at_most(podfile.resources.pids, max_pids),
+            disk: podfile.resources.disk,
+        });
     }
 
     /// What the administrator says about the user wins over all.
