@@ -38,3 +38,4 @@ pub mod session;
 pub mod state;
 pub mod supervisor;
 pub mod sys;
+pub mod transcript;

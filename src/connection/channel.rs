@@ -14,19 +14,16 @@ use russh::{
     ChannelId, ChannelWriteHalf,
     server::{Handle, Msg},
 };
-use tokio::{
-    io::unix::AsyncFd,
-    sync::mpsc,
-    time::{Instant, sleep_until, timeout},
-};
+use tokio::{io::unix::AsyncFd, sync::mpsc, time::timeout};
 
 use super::{
     control::{Attachment, Control},
     forward::{Forwards, X11},
-    init_link::{Held, InitLink, Said, printable},
+    init_link::{Held, Said, printable},
     lines::Incoming,
     pump::{self, Streams},
     signals,
+    waiting::{self, Audience, Ready},
 };
 use crate::{
     protocol::{Bytes, Exec, ExitStatus, FromInit, Program, Pty, ToInit},
@@ -35,9 +32,6 @@ use crate::{
 
 /// How long init may take to start a process. It is on the same host; a stopped or starved container may never answer.
 const START_LIMIT: Duration = Duration::from_secs(30);
-
-/// Without a terminal, progress is of interest only when it takes longer than this.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The status for what podspawn itself could not do, as `docker run` and `env` use it.
 const FAILED: u8 = 125;
@@ -132,9 +126,9 @@ async fn say(line: &Line, message: &str, newline: &str) {
 
 async fn work(start: Start, line: &mut Line, control: &Control, forwards: &Arc<Forwards>) -> End {
     let Start { program, pty, mut env, x11 } = start;
-    let shows_progress = !matches!(program, Program::Sftp);
-    let link = match wait_for_session(line, control, pty.is_some(), shows_progress).await {
-        Ok(link) => link,
+    let audience = Audience::of(&program, pty.is_some());
+    let Ready { link, agent } = match waiting::wait(line, control, forwards, audience).await {
+        Ok(ready) => ready,
         Err(message) => return End::Failed(message, FAILED),
     };
     let described = match &program {
@@ -146,7 +140,7 @@ async fn work(start: Start, line: &mut Line, control: &Control, forwards: &Arc<F
         }
         Program::Sftp => Some("internal-sftp".to_owned()),
     };
-    if let Some(path) = forwards.agent_path(&line.handle).await {
+    if let Some(path) = agent {
         env.push(pair("SSH_AUTH_SOCK", &path));
     }
     if let Some(x11) = &x11 {
@@ -211,47 +205,6 @@ async fn work(start: Start, line: &mut Line, control: &Control, forwards: &Arc<F
             End::Told
         }
         None => End::Cut(control.why_ended().await),
-    }
-}
-
-/// Waits until there is a session, and shows what takes so long.
-async fn wait_for_session(
-    line: &Line,
-    control: &Control,
-    terminal: bool,
-    shows_progress: bool,
-) -> Result<Arc<InitLink>, String> {
-    let mut attachment = control.attachment();
-    let mut shown: Option<String> = None;
-    loop {
-        let state = attachment.borrow_and_update().clone();
-        let (since, progress) = match state {
-            Attachment::Ready(link) => {
-                if terminal && shown.is_some() {
-                    let _ = line.write.extended_data_bytes(1, &b"\r\x1b[K"[..]).await;
-                }
-                return Ok(link);
-            }
-            Attachment::Refused(message) | Attachment::Ended(message) => return Err(message),
-            Attachment::Waiting { since, progress } => (since, progress.filter(|_| shows_progress)),
-        };
-        let due = if terminal { since } else { since + PATIENCE };
-        if let Some(text) = progress.filter(|text| shown.as_ref() != Some(text)) {
-            if due <= Instant::now() {
-                let text = printable(&text);
-                let shape = if terminal { format!("\r\x1b[K{text}") } else { format!("podspawn: {text}\n") };
-                // The client is gone if it fails, and this task with it.
-                let _ = line.write.extended_data_bytes(1, shape.into_bytes()).await;
-                shown = Some(text);
-                continue;
-            }
-            tokio::select! {
-                changed = attachment.changed() => changed.map_err(|_| "the connection is ending".to_owned())?,
-                () = sleep_until(due) => {}
-            }
-        } else {
-            attachment.changed().await.map_err(|_| "the connection is ending".to_owned())?;
-        }
     }
 }
 

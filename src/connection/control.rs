@@ -9,7 +9,7 @@ use std::{
 
 use tokio::{
     io::Interest,
-    sync::{mpsc, oneshot, watch},
+    sync::{Mutex, mpsc, oneshot, watch},
     time::{Instant, timeout},
 };
 
@@ -18,10 +18,14 @@ use crate::{
     names::ProjectName,
     protocol::{self, ExitStatus, ForwardKind, FromConnection, KeyVerdict, ToConnection, wire::AsyncSocket},
     sys::{async_fd, seqpacket},
+    transcript::{Reader, Transcript},
 };
 
 /// Messages to the supervisor that may wait, for instance while there is none. Audit beyond it is lost.
 const WAITING: usize = 1024;
+
+/// What is kept of the hooks' output until a channel shows it.
+const MAX_OUTPUT: usize = 256 << 10;
 
 /// How long after a container's end to wait for the supervisor's reason.
 const EXPLANATION: Duration = Duration::from_secs(2);
@@ -29,16 +33,28 @@ const EXPLANATION: Duration = Duration::from_secs(2);
 /// Whether there is a session.
 #[derive(Clone)]
 pub(super) enum Attachment {
-    /// Not yet; what is taking so long.
+    /// Not yet; what is taking so long, and the container if there is one already.
     Waiting {
         since: Instant,
         progress: Option<String>,
+        link: Option<Arc<InitLink>>,
     },
     Ready(Arc<InitLink>),
     /// There will be none.
     Refused(String),
     /// There is none any more.
     Ended(String),
+}
+
+impl Attachment {
+    /// The container's init, if there is one.
+    pub(super) fn link(&self) -> Option<&Arc<InitLink>> {
+        match self {
+            Self::Waiting { link, .. } => link.as_ref(),
+            Self::Ready(link) => Some(link),
+            Self::Refused(_) | Self::Ended(_) => None,
+        }
+    }
 }
 
 enum Request {
@@ -48,6 +64,7 @@ enum Request {
     Begun { run: u32, command: Option<String> },
     Command { command: Option<String>, status: ExitStatus, run: u32 },
     Forward { kind: ForwardKind, target: String },
+    Agent { path: Option<String> },
 }
 
 /// The task's address.
@@ -55,18 +72,22 @@ enum Request {
 pub(super) struct Control {
     requests: mpsc::Sender<Request>,
     attachment: watch::Receiver<Attachment>,
+    output: Arc<Mutex<Reader>>,
 }
 
 impl Control {
     /// Starts the task. The receiver hears once why the connection has to end; its end means: at once.
     pub(super) fn start(socket: AsyncSocket, adoption: OwnedFd, id: u64) -> (Self, mpsc::Receiver<String>) {
         let (requests, from_us) = mpsc::channel(WAITING);
-        let (state, attachment) = watch::channel(Attachment::Waiting { since: Instant::now(), progress: None });
+        let waiting = Attachment::Waiting { since: Instant::now(), progress: None, link: None };
+        let (state, attachment) = watch::channel(waiting);
         let (ended, receiver) = mpsc::channel(1);
-        let link =
-            Link { socket, adoption, id, from_us, state, ended, asked: HashMap::new(), next: 0, attached: false };
+        let transcript = Transcript::new(MAX_OUTPUT);
+        let output = Arc::new(Mutex::new(transcript.reader()));
+        let asked = HashMap::new();
+        let link = Link { socket, adoption, id, from_us, state, transcript, ended, asked, next: 0 };
         tokio::spawn(link.run());
-        (Self { requests, attachment }, receiver)
+        (Self { requests, attachment, output }, receiver)
     }
 
     /// Asks whether the key may log in. A supervisor that is gone says no.
@@ -111,6 +132,17 @@ impl Control {
         }
     }
 
+    /// Reports where the client's agent is inside, or that there is none.
+    pub(super) fn agent(&self, path: Option<String>) {
+        // If so much waits already, the supervisor does without.
+        drop(self.requests.try_send(Request::Agent { path }));
+    }
+
+    /// What the session's hooks have said, for the one channel that shows it.
+    pub(super) fn output(&self) -> Arc<Mutex<Reader>> {
+        self.output.clone()
+    }
+
     /// Why the session has ended: to be asked when it has, which the supervisor may take a moment to explain.
     pub(super) async fn why_ended(&self) -> String {
         let mut attachment = self.attachment.clone();
@@ -133,19 +165,16 @@ struct Link {
     id: u64,
     from_us: mpsc::Receiver<Request>,
     state: watch::Sender<Attachment>,
+    transcript: Transcript,
     ended: mpsc::Sender<String>,
     asked: HashMap<u32, oneshot::Sender<KeyVerdict>>,
     next: u32,
-    attached: bool,
 }
 
 impl Link {
     async fn run(mut self) {
         loop {
-            let init = match &*self.state.borrow() {
-                Attachment::Ready(link) => Some(link.clone()),
-                Attachment::Waiting { .. } | Attachment::Refused(_) | Attachment::Ended(_) => None,
-            };
+            let init = self.state.borrow().link().cloned();
             let init_gone = async {
                 match init {
                     Some(link) => link.run().await,
@@ -181,8 +210,10 @@ impl Link {
     async fn hear_why(&mut self) {
         let explained = async {
             while let Ok(Some((message, _fds))) = self.socket.recv::<ToConnection>().await {
-                if let ToConnection::Terminate { message } = message {
-                    return Some(message);
+                match message {
+                    ToConnection::Terminate { message } | ToConnection::Refused { message } => return Some(message),
+                    ToConnection::Output { text } => self.transcript.push(text.into()),
+                    _ => {}
                 }
             }
             None
@@ -200,16 +231,28 @@ impl Link {
                     let _ = reply.send(verdict);
                 }
             }
-            ToConnection::Attached { session: _ } => {
-                let link = fds.pop().map(InitLink::new);
-                match link {
-                    Some(Ok(link)) => {
-                        self.attached = true;
-                        self.state.send_replace(Attachment::Ready(Arc::new(link)));
-                    }
-                    Some(Err(error)) => self.end(format!("the session cannot be used: {error}")),
-                    None => self.end("the session cannot be used: its socket is missing".to_owned()),
+            ToConnection::Attached { session: _ } => match fds.pop().map(InitLink::new) {
+                Some(Ok(new)) => {
+                    self.state.send_modify(|state| {
+                        if let Attachment::Waiting { link, .. } = state {
+                            *link = Some(Arc::new(new));
+                        }
+                    });
                 }
+                Some(Err(error)) => self.end(format!("the session cannot be used: {error}")),
+                None => self.end("the session cannot be used: its socket is missing".to_owned()),
+            },
+            ToConnection::Ready => {
+                let link = self.state.borrow().link().cloned();
+                match link {
+                    Some(link) => drop(self.state.send_replace(Attachment::Ready(link))),
+                    None => self.end("the session cannot be used: there is no way into it".to_owned()),
+                }
+            }
+            ToConnection::Output { text } => {
+                self.transcript.push(text.into());
+                // Wakes who waits, to show it.
+                self.state.send_modify(|_same| {});
             }
             ToConnection::Refused { message } => {
                 self.state.send_replace(Attachment::Refused(message.clone()));
@@ -251,25 +294,20 @@ impl Link {
             Request::LoggedIn => FromConnection::LoggedIn,
             Request::Attach { project } => {
                 let since = Instant::now();
-                self.state.send_replace(Attachment::Waiting { since, progress: None });
+                self.state.send_replace(Attachment::Waiting { since, progress: None, link: None });
                 FromConnection::Attach { project }
             }
             Request::Begun { run, command } => FromConnection::Begun { run, command },
             Request::Command { command, status, run } => FromConnection::Command { command, status, run: Some(run) },
             Request::Forward { kind, target } => FromConnection::Forward { kind, target },
+            Request::Agent { path } => FromConnection::Agent { path },
         };
         self.socket.send(&message, &[]).await.is_ok()
     }
 
     /// Waits for the next supervisor, if there is something to keep for it; false if there is not.
     async fn supervisor_gone(&mut self) -> bool {
-        if !self.attached || !matches!(*self.state.borrow(), Attachment::Ready(_)) {
-            return false;
-        }
-        let init = match &*self.state.borrow() {
-            Attachment::Ready(link) => link.clone(),
-            Attachment::Waiting { .. } | Attachment::Refused(_) | Attachment::Ended(_) => return false,
-        };
+        let Some(init) = self.state.borrow().link().cloned() else { return false };
         tokio::select! {
             adopted = self.wait_for_adoption() => match adopted {
                 Ok(socket) => {
@@ -299,7 +337,8 @@ impl Link {
             let socket = AsyncSocket::new(accepted?)?;
             // Only root can reach the socket file, so whoever this is, it is no client.
             if let Ok(Some((ToConnection::Adopt { version: _ }, _))) = socket.recv::<ToConnection>().await {
-                let greeting = FromConnection::Adopted { version: protocol::VERSION, connection: self.id };
+                let waiting = matches!(*self.state.borrow(), Attachment::Waiting { .. });
+                let greeting = FromConnection::Adopted { version: protocol::VERSION, connection: self.id, waiting };
                 if socket.send(&greeting, &[]).await.is_ok() {
                     return Ok(socket);
                 }

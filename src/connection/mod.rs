@@ -28,6 +28,7 @@ mod sandbox;
 mod signals;
 mod ssh_config;
 mod stream;
+mod waiting;
 
 use std::{io, os::fd::OwnedFd, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 

@@ -125,6 +125,11 @@ pub(super) fn mount_point(path: &str) -> io::Result<OwnedFd> {
 
 /// Opens the directory `path`, making it and those on the way to it (0755, root) where they are missing.
 pub(super) fn make_directories(path: &str) -> io::Result<OwnedFd> {
+    make_directories_for(path, Ownership { uid: 0, gid: 0, mode: 0o755 })
+}
+
+/// Likewise, giving those that it makes to somebody.
+pub(super) fn make_directories_for(path: &str, ownership: Ownership) -> io::Result<OwnedFd> {
     let path = Path::new(path);
     if !path.is_absolute() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not an absolute path"));
@@ -136,6 +141,14 @@ pub(super) fn make_directories(path: &str) -> io::Result<OwnedFd> {
         reached = match lookup(&prefix, DIRECTORY, ResolveFlag::empty()) {
             Err(Errno::ENOENT) => {
                 mkdirat(&reached, part.as_os_str(), Mode::from_bits_truncate(0o755))?;
+                if ownership.uid != 0 {
+                    // What has been made a moment ago, unless somebody who may do so has put another one in its place.
+                    let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+                    let made = openat(&reached, part.as_os_str(), flags, Mode::empty())?;
+                    if fstat(&made)?.st_uid == 0 {
+                        ownership.apply(made.as_fd())?;
+                    }
+                }
                 lookup(&prefix, DIRECTORY, ResolveFlag::empty())?
             }
             other => other?,

@@ -30,7 +30,14 @@ use nix::{
     },
 };
 
-use super::{account::Account, home, identity::Who, stand_in, terminal::Terminal};
+use super::{
+    account::Account,
+    files::{self, Ownership},
+    home,
+    identity::Who,
+    stand_in,
+    terminal::Terminal,
+};
 use crate::{
     protocol::{ContainerSpec, Exec, Identity, Program, SecuritySpec, Variables},
     sys::{
@@ -150,6 +157,12 @@ impl Surroundings {
                 Ok(Launched { pid, ends })
             }
         }
+    }
+
+    /// Makes the directory `path` for the session's user.
+    pub(super) fn make_directory(&self, path: &str) -> io::Result<()> {
+        let ownership = Ownership { uid: self.account.uid, gid: self.account.gid, mode: 0o755 };
+        files::make_directories_for(path, ownership).map(drop)
     }
 
     /// The session's user, with the groups that it has now.

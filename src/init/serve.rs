@@ -30,7 +30,7 @@ use super::{
     stays::Main,
 };
 use crate::{
-    protocol::{ContainerSpec, Exec, ExitStatus, FromInit, Identity, ToInit, wire},
+    protocol::{ContainerSpec, Exec, ExitStatus, FailReason, FromInit, Identity, ToInit, wire},
     sys::{
         process::{self, Ended, SingleThreaded},
         seqpacket,
@@ -225,6 +225,18 @@ impl Init {
             Some(ToInit::Exec(exec)) => self.start(token, &exec),
             Some(ToInit::Restrict) => client.restricted = true,
             Some(ToInit::Resume { id }) if !client.restricted => self.resume(token, id),
+            Some(ToInit::MakeDirectory { id, path }) => {
+                let answer = if client.restricted {
+                    Err("only the supervisor can have directories made".to_owned())
+                } else {
+                    self.surroundings.make_directory(&path).map_err(|error| error.to_string())
+                };
+                let answer = match answer {
+                    Ok(()) => FromInit::Done { id },
+                    Err(message) => FromInit::Failed { id, reason: FailReason::Error, message },
+                };
+                self.send(token, &answer, Vec::new());
+            }
             Some(ToInit::Signal { id, signal }) => self.signal(token, id, signal),
             Some(ToInit::Release { id }) => {
                 self.hang_up(|process| process.client == token && process.id == id);

@@ -33,7 +33,9 @@ use crate::names::{ContainerId, ProjectName, SessionId, UserName};
 /// - 2: [`ToInit::Restrict`], [`Program::Argv`], and [`Exec`] with identity, working directory and variables.
 ///   Services, which began with it, know [`ToInit::Resume`] and [`Exec::stays`] too.
 /// - 3: [`FromConnection::Begun`].
-pub const VERSION: u32 = 3;
+/// - 4: [`ToConnection::Ready`] and [`ToConnection::Output`], before which a session was ready at once, and
+///   [`ToInit::MakeDirectory`].
+pub const VERSION: u32 = 4;
 
 /// The oldest version of a connection process that is taken over, or of an init that is talked to.
 pub const OLDEST: u32 = 1;
@@ -47,13 +49,20 @@ pub enum ToConnection {
     Serve(Box<Serve>),
     /// The answer to [`FromConnection::Key`].
     Key { request: u32, verdict: KeyVerdict },
-    /// The answer to [`FromConnection::Attach`]: the session is ready. Comes with one descriptor, a socket connected to
-    /// the container's init.
+    /// The answer to [`FromConnection::Attach`]: there is a container. Comes with one descriptor, a socket connected to
+    /// its init. Nothing is to be started before [`ToConnection::Ready`].
     Attached { session: SessionId },
-    /// The answer to [`FromConnection::Attach`]: there will be no session. `message` is one line for the user.
+    /// The session is set up, and programs may be started.
+    Ready,
+    /// Instead of `Attached` or `Ready`: there will be no session. `message` is one line for the user.
     Refused { message: String },
-    /// What is taking so long, one line for the user's stderr; sent between `Attach` and its answer.
+    /// What is taking so long, one line for the user's stderr; sent between `Attach` and `Ready`.
     Progress { line: String },
+    /// What the session's hooks say, for the user's stderr as it is; sent between `Attached` and `Ready`.
+    Output {
+        #[serde(with = "serde_bytes")]
+        text: Vec<u8>,
+    },
     /// End the SSH connection after showing `message` (one line) on the stderr of every open channel.
     Terminate { message: String },
     /// A new supervisor introduces itself on the socket that it connected to the connection's adoption listener.
@@ -156,8 +165,16 @@ pub enum FromConnection {
     },
     /// For the audit log: the client has opened a way into the container, or out of it.
     Forward { kind: ForwardKind, target: String },
-    /// The answer to [`ToConnection::Adopt`].
-    Adopted { version: u32, connection: u64 },
+    /// Where the socket of the client's SSH agent is inside, once it is known; `None` if there is none. Sent after
+    /// `Attached`, and not at all by a client that opens no session channel.
+    Agent { path: Option<String> },
+    /// The answer to [`ToConnection::Adopt`]. `waiting`: there has been no [`ToConnection::Ready`] yet.
+    Adopted {
+        version: u32,
+        connection: u64,
+        #[serde(default)]
+        waiting: bool,
+    },
 }
 
 /// What is forwarded, by the names that SSH has for it (RFC 4254, OpenSSH's PROTOCOL).
@@ -197,6 +214,9 @@ pub enum ToInit {
     /// ends of stdout and stderr (two descriptors), or [`FromInit::Refused`]. Its end is told afterwards, as if it had been
     /// started over this socket. Not possible on a socket that is restricted.
     Resume { id: u32 },
+    /// Make a directory and those on the way to it, as far as they are missing, for the session's user. Not possible on a
+    /// socket that is restricted.
+    MakeDirectory { id: u32, path: String },
     /// From now on, whatever is started over this socket runs as the session's user. The supervisor says so before it gives
     /// the socket to a connection process; it cannot be taken back.
     Restrict,
@@ -325,7 +345,9 @@ pub enum FromInit {
     Connecting { id: u32 },
     /// The answer to [`ToInit::Listen`], with the non-blocking sockets.
     Listening { id: u32, at: ListeningAt },
-    /// The answer to one of the three that could not be done; `message` is one line.
+    /// [`ToInit::MakeDirectory`] has been done.
+    Done { id: u32 },
+    /// The answer to one of the four that could not be done; `message` is one line.
     Failed { id: u32, reason: FailReason, message: String },
 }
 
@@ -338,6 +360,7 @@ impl FromInit {
             | Self::Exited { id, .. }
             | Self::Resolved { id, .. }
             | Self::Connecting { id }
+            | Self::Done { id }
             | Self::Listening { id, .. }
             | Self::Failed { id, .. } => *id,
         }

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, os::fd::OwnedFd, sync::Arc};
 use tokio::sync::mpsc;
 
 use super::state::ConnectionId;
-use crate::names::SessionId;
+use crate::{names::SessionId, transcript::Reader};
 
 /// What a session tells the task of a connection.
 #[derive(Debug)]
@@ -15,6 +15,10 @@ pub enum ToClient {
         session: SessionId,
         init: OwnedFd,
     },
+    /// It may start programs there.
+    Ready,
+    /// What the session's hooks say, to be passed on before anything that is told later.
+    Output(Reader),
     Refused(String),
     Progress(String),
     Terminate(String),
@@ -32,8 +36,11 @@ pub struct Origin {
 pub struct Client {
     pub id: ConnectionId,
     pub origin: Arc<Origin>,
-    /// Holds [`Client::QUEUE`] messages. Progress is dropped when it is half full; of the others there is one of a kind.
+    /// Holds [`Client::QUEUE`] messages. Progress is dropped when it is half full; of the others there are one or two of a
+    /// kind.
     pub outgoing: mpsc::Sender<ToClient>,
+    /// Whether it has been attached by an earlier supervisor, and not been told that its session is ready.
+    pub waiting: bool,
 }
 
 impl Client {

@@ -1,6 +1,7 @@
 //! The one task that holds a session: it feeds the state machine and carries its actions out.
 
 mod services;
+mod welcome;
 
 use std::{
     collections::HashMap,
@@ -13,14 +14,17 @@ use tokio::{
     io::{Interest, unix::AsyncFd},
     sync::{mpsc, oneshot},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
+    agents::Agents,
     build,
     client::{Client, ToClient},
-    environment::{Environment, Life},
+    environment::{Environment, Life, SetUp},
+    log::Log,
     registry::Inner,
     services::Services,
+    set_up::SetUpError,
     state::{Action, ConnectionId, Creating, Grace, Next, Policy, Reason, Running, State, Stopping},
     steps::{self, Context, CreateError, Live, SessionKey},
 };
@@ -31,6 +35,7 @@ use crate::{
     image::{self, Progress as _},
     state::{Phase, SessionRecord},
     sys::async_fd,
+    transcript::Transcript,
 };
 
 /// How often a removal that failed is tried again, at first; doubles up to [`RETRY_MAX`].
@@ -58,11 +63,19 @@ pub(super) enum Event {
     /// The image's store has put a new line into [`Driver::progress`].
     Progress,
     Created(Result<Box<Live>, Box<CreateError>>),
+    /// All that is to be done once has been done, or must not be gone on with.
+    SetUp(Result<(), SetUpError>),
+    /// What is to be done for the connection has been done.
+    Welcomed(ConnectionId),
+    /// Where the connection's agent is inside, if it has one.
+    Agent(ConnectionId, Option<String>),
+    /// Somebody wants to read the log.
+    Log(oneshot::Sender<Arc<Log>>),
     Destroyed(Result<(), steps::DestroyError>),
 }
 
-/// A driver's mailbox. Unbounded in type; in fact each connection sends it two events, each command one, and of creation,
-/// removal and progress there is at most one of each.
+/// A driver's mailbox. Unbounded in type; in fact each connection sends it a few events, each command one, and of creation,
+/// set-up, removal and progress there is at most one of each.
 pub(super) type Mailbox = mpsc::UnboundedSender<Event>;
 
 pub(super) struct Driver {
@@ -81,6 +94,15 @@ pub(super) struct Driver {
     progress: Arc<Mutex<Option<String>>>,
     /// Given up when the session is stopped before there is anything of it.
     creation: CancellationToken,
+    /// What is to be done once, until it is begun.
+    set_up: SetUp,
+    /// What is said meanwhile.
+    transcript: Option<Transcript>,
+    agents: Agents,
+    /// What is being done for connections; ended by dropping it.
+    welcomes: HashMap<ConnectionId, DropGuard>,
+    /// There is one as soon as there is a record.
+    log: Option<Arc<Log>>,
 }
 
 impl Driver {
@@ -106,6 +128,11 @@ impl Driver {
             retry: RETRY_MIN,
             progress: Arc::default(),
             creation: CancellationToken::new(),
+            set_up: SetUp::default(),
+            transcript: None,
+            agents: Agents::new(),
+            welcomes: HashMap::new(),
+            log: None,
         }
     }
 
@@ -138,21 +165,24 @@ impl Driver {
         let policy = policy(&Life::of(record.mode, &config), record.created_at);
         let now = SystemTime::now();
         let container = inner.context.adopt(&record);
+        let connected = clients.iter().map(|client| client.id).collect();
+        let waiting = clients.iter().filter(|client| client.waiting).map(|client| client.id).collect();
         let (state, actions) = match (&container, record.phase, record.grace_deadline) {
             // Whoever is connected counts, also if the database was full when its attach should have been recorded.
             (Some(_), Phase::Grace, Some(deadline)) if clients.is_empty() => {
                 (State::Grace(Grace::adopted(deadline)), vec![])
             }
-            (Some(_), Phase::Running | Phase::Grace, _) => {
-                Running::adopted(clients.iter().map(|client| client.id).collect(), now, &policy)
+            (Some(_), Phase::Running | Phase::Grace, _) => Running::adopted(connected, &waiting, now, &policy),
+            // One whose set-up was interrupted is not to be worked with.
+            (Some(_), Phase::Creating | Phase::Stopping, _) | (None, ..) => {
+                Stopping::adopted(connected, Reason::Reconcile)
             }
-            (Some(_), Phase::Creating | Phase::Stopping, _) | (None, ..) => Stopping::adopted(Reason::Reconcile),
         };
         let services = container.as_ref().and_then(|_| services::adopt(&inner, &record));
         let mut driver = Self::new(inner, key, mailbox, events, policy);
         driver.services = services;
         driver.clients = clients.into_iter().map(|client| (client.id, client)).collect();
-        driver.record = Some(record);
+        driver.open(record);
         driver.watch(container);
         driver.carry_out(actions);
         driver.run(state).await;
@@ -162,6 +192,7 @@ impl Driver {
         loop {
             let deadline = match &state {
                 State::Creating(_) | State::Stopping(_) => None,
+                State::SettingUp(setting_up) => setting_up.deadline(&self.policy),
                 State::Running(running) => running.deadline(&self.policy),
                 State::Grace(grace) => Some(grace.deadline(&self.policy)),
             };
@@ -176,6 +207,7 @@ impl Driver {
                     stop(state, Reason::ContainerDied)
                 }
                 () = until(deadline) => match state {
+                    State::SettingUp(setting_up) => setting_up.tick(SystemTime::now(), &self.policy),
                     State::Running(running) => running.tick(SystemTime::now(), &self.policy),
                     State::Grace(grace) => grace.tick(SystemTime::now(), &self.policy),
                     State::Creating(_) | State::Stopping(_) => (state, vec![]),
@@ -195,6 +227,7 @@ impl Driver {
                 self.clients.insert(id, client);
                 match state {
                     State::Creating(creating) => creating.attach(id),
+                    State::SettingUp(setting_up) => setting_up.attach(id),
                     State::Running(running) => running.attach(id),
                     State::Grace(grace) => grace.attach(id),
                     State::Stopping(stopping) => stopping.attach(id),
@@ -202,8 +235,11 @@ impl Driver {
             }
             Event::Detach(id) => {
                 self.clients.remove(&id);
+                self.welcomes.remove(&id);
+                self.agents.forget(id);
                 match state {
                     State::Creating(creating) => creating.detach(id),
+                    State::SettingUp(setting_up) => setting_up.detach(id, now, &self.policy),
                     State::Running(running) => running.detach(id, now, &self.policy),
                     State::Grace(_) | State::Stopping(_) => (state, vec![]),
                 }
@@ -229,13 +265,44 @@ impl Driver {
                     let (key, session, image) = (&self.key, &live.record.id, &live.record.image_reference);
                     self.inner.audit(&audit::Event::ContainerCreate { key, session, image });
                     self.policy = policy(&live.life, live.record.created_at);
-                    self.record = Some(live.record);
+                    self.set_up = live.set_up;
+                    self.open(live.record);
                     self.watch(Some(live.container));
                     self.services = live.services;
                     creating.created(now, &self.policy)
                 }
                 (state, _) => (state, vec![]),
             },
+            Event::SetUp(result) => {
+                self.transcript = None;
+                match (state, result) {
+                    (State::SettingUp(setting_up), Ok(())) => setting_up.done(),
+                    (State::SettingUp(setting_up), Err(error)) => {
+                        let message = chain(error);
+                        tracing::info!(session = %self.key, "{message}");
+                        setting_up.failed(&message)
+                    }
+                    (state, _) => (state, vec![]),
+                }
+            }
+            Event::Welcomed(id) => {
+                self.welcomes.remove(&id);
+                if let Some(client) = self.clients.get(&id) {
+                    client.tell(ToClient::Ready);
+                }
+                (state, vec![])
+            }
+            Event::Agent(id, path) => {
+                self.agents.said(id, path);
+                (state, vec![])
+            }
+            Event::Log(reply) => {
+                if let Some(log) = &self.log {
+                    // As above.
+                    let _ = reply.send(log.clone());
+                }
+                (state, vec![])
+            }
             Event::Destroyed(result) => {
                 if let Err(error) = result {
                     tracing::error!("{error}; trying again in {:?}", self.retry);
@@ -251,6 +318,8 @@ impl Driver {
         for action in actions {
             match action {
                 Action::Admit(id) => self.admit(id),
+                Action::SetUp => self.start_set_up(),
+                Action::Welcome(id) => self.welcome(id),
                 Action::Refuse(id, message) => {
                     if let Some(client) = self.clients.remove(&id) {
                         client.tell(ToClient::Refused(message));
@@ -285,12 +354,22 @@ impl Driver {
         match self.inner.context.connect(record) {
             Ok(init) => {
                 client.tell(ToClient::Attached { session: record.id.clone(), init });
+                self.agents.expect(id);
+                if let Some(transcript) = &self.transcript {
+                    client.tell(ToClient::Output(transcript.reader()));
+                }
             }
             Err(error) => {
                 tracing::warn!(session = %record.id, "init does not answer: {error}");
                 client.tell(ToClient::Refused(format!("the session's container does not answer: {error}")));
             }
         }
+    }
+
+    /// Takes over what is written down about the session.
+    fn open(&mut self, record: SessionRecord) {
+        self.log = Some(Arc::new(Log::new(&self.inner.context.directory(&record.id))));
+        self.record = Some(record);
     }
 
     fn record_phase(&mut self, phase: Phase, grace_deadline: Option<SystemTime>) {
@@ -394,7 +473,7 @@ impl Driver {
 
     fn view(&self, state: &State) -> View {
         let (phase, connections, grace_until) = match state {
-            State::Creating(_) => (Phase::Creating, self.clients.len(), None),
+            State::Creating(_) | State::SettingUp(_) => (Phase::Creating, self.clients.len(), None),
             State::Running(running) => (Phase::Running, running.connections().len(), None),
             State::Grace(grace) => (Phase::Grace, 0, Some(grace.deadline(&self.policy))),
             State::Stopping(_) => (Phase::Stopping, 0, None),
@@ -427,6 +506,7 @@ fn policy(life: &Life, created_at: SystemTime) -> Policy {
 fn stop(state: State, reason: Reason) -> Next {
     match state {
         State::Creating(creating) => creating.stop(reason),
+        State::SettingUp(setting_up) => setting_up.stop(reason),
         State::Running(running) => running.stop(reason),
         State::Grace(grace) => grace.stop(reason),
         State::Stopping(_) => (state, vec![]),

@@ -33,6 +33,9 @@ const BUFFER: usize = 64 << 10;
 /// still writes then is some other process.
 const LAST_READS: usize = 4;
 
+/// The status for what init itself could not do.
+const FAILED: u8 = 125;
+
 /// The only number on a socket of ours.
 const ID: u32 = 1;
 
@@ -75,11 +78,6 @@ pub struct Run {
 }
 
 impl Run {
-    /// A script for `sh`, as the session's user.
-    pub fn script(text: &str) -> Self {
-        Self::argv(["sh", "-c", text])
-    }
-
     /// A program with its arguments, as the session's user.
     pub fn argv<'a>(words: impl IntoIterator<Item = &'a str>) -> Self {
         Self {
@@ -146,10 +144,7 @@ impl Process {
                 let output = Output::new(stdout, stderr, output_limit).map_err(InsideError::Output)?;
                 Ok(Self { socket, pid, output: Some(output) })
             }
-            Ok(Some((FromInit::Refused { status, message, .. }, _))) => {
-                let message = message.chars().filter(|c| !c.is_control()).take(1000).collect();
-                Err(InsideError::Refused { status, message })
-            }
+            Ok(Some((FromInit::Refused { status, message, .. }, _))) => Err(refused(status, &message)),
             Ok(Some(_)) => Err(InsideError::Nonsense),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(InsideError::Nonsense),
             Ok(None) | Err(_) => Err(InsideError::Gone),
@@ -241,6 +236,25 @@ pub async fn connect(socket: &Path, to: SocketAddr, limit: Duration) -> Result<i
         }
     };
     Ok(timeout(limit, connected).await.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into())))
+}
+
+/// Makes a directory, and those on the way to it, for the session's user.
+pub async fn make_directory(socket: &Path, path: &str) -> Result<(), InsideError> {
+    let socket = seqpacket::connect(socket).and_then(AsyncSocket::new).map_err(InsideError::Connect)?;
+    let answer = timeout(ANSWER_LIMIT, async {
+        socket.send(&ToInit::MakeDirectory { id: ID, path: path.to_owned() }, &[]).await?;
+        socket.recv::<FromInit>().await
+    });
+    match answer.await.map_err(|_elapsed| InsideError::Silent)? {
+        Ok(Some((FromInit::Done { .. }, _))) => Ok(()),
+        Ok(Some((FromInit::Failed { message, .. }, _))) => Err(refused(FAILED, &message)),
+        Ok(Some(_)) => Err(InsideError::Nonsense),
+        Ok(None) | Err(_) => Err(InsideError::Gone),
+    }
+}
+
+fn refused(status: u8, message: &str) -> InsideError {
+    InsideError::Refused { status, message: message.chars().filter(|c| !c.is_control()).take(1000).collect() }
 }
 
 /// Our ends of a process's output, and how much of it is still passed on.

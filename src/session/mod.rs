@@ -5,6 +5,7 @@
 //! started and kept in theirs, [`inside`] runs processes in containers, [`registry`] knows which sessions there are and who
 //! may have one.
 
+mod agents;
 mod build;
 mod client;
 mod containers;
@@ -15,6 +16,7 @@ mod leaks;
 pub mod log;
 pub mod registry;
 mod services;
+mod set_up;
 pub mod state;
 pub mod steps;
 mod variables;

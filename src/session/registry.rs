@@ -13,6 +13,7 @@ use super::{
     build::{self, Builds},
     client::{Client, ToClient},
     driver::{self, Driver, Event, Mailbox, View},
+    log::Log,
     state::{ConnectionId, Reason},
     steps::{Context, CreateError, SessionKey},
 };
@@ -135,6 +136,21 @@ impl Sessions {
             // The session may have ended meanwhile.
             let _ = mailbox.send(Event::Detach(connection));
         }
+    }
+
+    /// A connection says where its client's agent is in its session, if it has one.
+    pub fn agent(&self, connection: ConnectionId, path: Option<String>) {
+        if let Some(mailbox) = self.0.table().connections.get(&connection) {
+            // The session may have ended meanwhile.
+            let _ = mailbox.send(Event::Agent(connection, path));
+        }
+    }
+
+    /// What has been said in the session of `key` by its hooks; `None` if there is no session, or not yet.
+    pub async fn log(&self, key: &SessionKey) -> Option<Arc<Log>> {
+        let (reply, answer) = oneshot::channel();
+        self.0.table().accepting.get(key)?.send(Event::Log(reply)).ok()?;
+        tokio::time::timeout(VIEW_LIMIT, answer).await.ok()?.ok()
     }
 
     /// Takes over what the database says an earlier supervisor left, with the connections that have come back.

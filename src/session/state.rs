@@ -1,15 +1,21 @@
 //! The life of a session as a pure state machine: no I/O, and the time is an argument.
 //!
 //! ```text
-//!            created, somebody waits            last detach, grace mode
-//! Creating ───────────────────────▶ Running ───────────────────────────▶ Grace
-//!    │  │                            ▲  │ │                               │ │
-//!    │  │ created, nobody waits      │  │ │ last detach, destroy mode     │ │
-//!    │  └────────────▶ Grace/Stopping│  │ │ container died, stop, limit   │ │ deadline, stop,
-//!    │ failed                        │  │ ▼                               │ │ container died
-//!    ▼                               │  └────────▶ Stopping ◀─────────────┼─┘
-//!   gone                             └────────────────────────────────────┘ attach
+//!            created                set up                 last detach, grace mode
+//! Creating ───────────▶ SettingUp ──────────▶ Running ───────────────────────────▶ Grace
+//!    │  │                 │   │                ▲  │ │                               │ │
+//!    │  │ created, nobody │   │ set up,        │  │ │ last detach, destroy mode     │ │
+//!    │  │ waits, destroy  │   │ nobody waits   │  │ │ container died, stop, limit   │ │ deadline, stop,
+//!    │  │ mode            │   └──────▶ Grace   │  │ │                               │ │ container died
+//!    │  │                 │ failed, stop, ...  │  ▼ ▼                               │ │
+//!    │  └─────────────────┴────────────────────┼──────▶ Stopping ◀─────────────────┼─┘
+//!    │ failed                                  └───────────────────────────────────┘ attach
+//!    ▼
+//!   gone
 //! ```
+//!
+//! A connection that attaches is admitted as soon as there is a container, so that its agent can be used while that is set
+//! up, and welcomed when it may start programs.
 //!
 //! Each state is a struct; a transition consumes it and returns the next one with the actions that the driver has to
 //! carry out, in order. What is not a method of a state cannot happen in it.
@@ -45,6 +51,8 @@ pub enum Reason {
     ContainerDied,
     /// Found at start without anything that would keep it.
     Reconcile,
+    /// Its Podfile's `on_create` has failed.
+    SetUpFailed,
 }
 
 impl Reason {
@@ -58,13 +66,15 @@ impl Reason {
             Self::Shutdown => "shutdown",
             Self::ContainerDied => "container-died",
             Self::Reconcile => "reconcile",
+            Self::SetUpFailed => "set-up-failed",
         }
     }
 
-    /// What connected users are told, or `None` if the cause is their own disconnect.
+    /// What connected users are told, or `None` if there is nobody, or they know.
     fn notice(&self) -> Option<&'static str> {
         match self {
-            Self::Disconnect | Self::GraceExpired | Self::Reconcile => None,
+            Self::Disconnect | Self::GraceExpired | Self::SetUpFailed => None,
+            Self::Reconcile => Some("the server was restarted before the session was ready; connect again"),
             Self::MaxLifetime => Some("the session has reached its maximum lifetime and is being removed"),
             Self::Stop => Some("the session was stopped by the administrator"),
             Self::Shutdown => Some("the server is shutting down"),
@@ -76,8 +86,12 @@ impl Reason {
 /// What the driver has to do after a transition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Give the connection a socket to init.
+    /// Give the connection a socket to init. It does not start programs yet.
     Admit(ConnectionId),
+    /// Do once what the session's environment says, beginning with nothing.
+    SetUp,
+    /// Do for the connection what the session's environment says, and let it start programs then.
+    Welcome(ConnectionId),
     /// Tell the connection that there is no session, and why.
     Refuse(ConnectionId, String),
     /// Tell the connection's channels why the session ends, and disconnect it.
@@ -96,6 +110,7 @@ pub enum Action {
 #[derive(Debug, PartialEq, Eq)]
 pub enum State {
     Creating(Creating),
+    SettingUp(SettingUp),
     Running(Running),
     Grace(Grace),
     Stopping(Stopping),
@@ -106,6 +121,14 @@ pub enum State {
 pub struct Creating {
     waiting: BTreeSet<ConnectionId>,
     stop: Option<Reason>,
+}
+
+/// The container is there, and something is done in it before anybody works there.
+#[derive(Debug, PartialEq, Eq)]
+pub struct SettingUp {
+    connections: BTreeSet<ConnectionId>,
+    /// Until when somebody must have come; set while nobody is connected.
+    alone_until: Option<SystemTime>,
 }
 
 /// Somebody is connected.
@@ -157,12 +180,14 @@ impl Creating {
             actions.push(Action::Destroy(reason));
             return (State::Stopping(Stopping), actions);
         }
-        if self.waiting.is_empty() {
-            return abandoned(now, policy);
+        let mut actions: Vec<_> = self.waiting.iter().map(|c| Action::Admit(*c)).collect();
+        let setting_up = SettingUp { connections: self.waiting, alone_until: None };
+        let (state, ended) = setting_up.unless_alone(now, policy);
+        actions.extend(ended);
+        if let State::SettingUp(_) = state {
+            actions.push(Action::SetUp);
         }
-        let mut actions = vec![Action::RecordRunning];
-        actions.extend(self.waiting.iter().map(|c| Action::Admit(*c)));
-        (State::Running(Running { connections: self.waiting }), actions)
+        (state, actions)
     }
 
     /// Nothing was left behind by the attempt, which failed or was given up because of a stop; the session is gone.
@@ -172,14 +197,87 @@ impl Creating {
     }
 }
 
+impl SettingUp {
+    /// Starts the time that it has without connections, or ends it if there is none.
+    fn unless_alone(mut self, now: SystemTime, policy: &Policy) -> Next {
+        if !self.connections.is_empty() {
+            return (State::SettingUp(self), vec![]);
+        }
+        match grace_deadline(now, policy) {
+            Some(deadline) => {
+                self.alone_until = Some(deadline);
+                (State::SettingUp(self), vec![])
+            }
+            None => stopping(BTreeSet::new(), Reason::Disconnect),
+        }
+    }
+
+    pub fn connections(&self) -> &BTreeSet<ConnectionId> {
+        &self.connections
+    }
+
+    pub fn attach(mut self, connection: ConnectionId) -> Next {
+        self.connections.insert(connection);
+        self.alone_until = None;
+        (State::SettingUp(self), vec![Action::Admit(connection)])
+    }
+
+    pub fn detach(mut self, connection: ConnectionId, now: SystemTime, policy: &Policy) -> Next {
+        if self.connections.remove(&connection) {
+            self.unless_alone(now, policy)
+        } else {
+            (State::SettingUp(self), vec![])
+        }
+    }
+
+    /// All has been done.
+    pub fn done(self) -> Next {
+        match self.alone_until {
+            Some(deadline) => (State::Grace(Grace { deadline }), vec![Action::RecordGrace(deadline)]),
+            None => {
+                let mut actions = vec![Action::RecordRunning];
+                actions.extend(self.connections.iter().map(|c| Action::Welcome(*c)));
+                (State::Running(Running { connections: self.connections }), actions)
+            }
+        }
+    }
+
+    /// What has failed must not be worked with.
+    pub fn failed(self, message: &str) -> Next {
+        let mut actions: Vec<_> = self.connections.into_iter().map(|c| Action::Refuse(c, message.to_owned())).collect();
+        actions.push(Action::Destroy(Reason::SetUpFailed));
+        (State::Stopping(Stopping), actions)
+    }
+
+    pub fn stop(self, reason: Reason) -> Next {
+        stopping(self.connections, reason)
+    }
+
+    pub fn deadline(&self, policy: &Policy) -> Option<SystemTime> {
+        policy.ends_at.into_iter().chain(self.alone_until).min()
+    }
+
+    pub fn tick(self, now: SystemTime, policy: &Policy) -> Next {
+        if policy.ends_at.is_some_and(|end| end <= now) {
+            self.stop(Reason::MaxLifetime)
+        } else if self.alone_until.is_some_and(|until| until <= now) {
+            self.stop(Reason::GraceExpired)
+        } else {
+            (State::SettingUp(self), vec![])
+        }
+    }
+}
+
+/// Until when a session stays that has no connections from now on.
+fn grace_deadline(now: SystemTime, policy: &Policy) -> Option<SystemTime> {
+    policy.grace.filter(|grace| !grace.is_zero()).map(|grace| now + grace)
+}
+
 /// Where a session without connections goes.
 fn abandoned(now: SystemTime, policy: &Policy) -> Next {
-    match policy.grace {
-        Some(grace) if !grace.is_zero() => {
-            let deadline = now + grace;
-            (State::Grace(Grace { deadline }), vec![Action::RecordGrace(deadline)])
-        }
-        _ => stopping(BTreeSet::new(), Reason::Disconnect),
+    match grace_deadline(now, policy) {
+        Some(deadline) => (State::Grace(Grace { deadline }), vec![Action::RecordGrace(deadline)]),
+        None => stopping(BTreeSet::new(), Reason::Disconnect),
     }
 }
 
@@ -191,13 +289,20 @@ fn stopping(connections: BTreeSet<ConnectionId>, reason: Reason) -> Next {
 }
 
 impl Running {
-    /// A session that an earlier supervisor made, with the connections that are still there.
-    pub fn adopted(connections: BTreeSet<ConnectionId>, now: SystemTime, policy: &Policy) -> Next {
+    /// A session that an earlier supervisor made, with the connections that are still there; those of `waiting` have not
+    /// been welcomed.
+    pub fn adopted(
+        connections: BTreeSet<ConnectionId>,
+        waiting: &BTreeSet<ConnectionId>,
+        now: SystemTime,
+        policy: &Policy,
+    ) -> Next {
         if connections.is_empty() {
-            abandoned(now, policy)
-        } else {
-            (State::Running(Self { connections }), vec![Action::RecordRunning])
+            return abandoned(now, policy);
         }
+        let mut actions = vec![Action::RecordRunning];
+        actions.extend(connections.intersection(waiting).map(|c| Action::Welcome(*c)));
+        (State::Running(Self { connections }), actions)
     }
 
     pub fn connections(&self) -> &BTreeSet<ConnectionId> {
@@ -206,7 +311,7 @@ impl Running {
 
     pub fn attach(mut self, connection: ConnectionId) -> Next {
         self.connections.insert(connection);
-        (State::Running(self), vec![Action::Admit(connection)])
+        (State::Running(self), vec![Action::Admit(connection), Action::Welcome(connection)])
     }
 
     pub fn detach(mut self, connection: ConnectionId, now: SystemTime, policy: &Policy) -> Next {
@@ -239,8 +344,8 @@ impl Grace {
     }
 
     pub fn attach(self, connection: ConnectionId) -> Next {
-        let connections = BTreeSet::from([connection]);
-        (State::Running(Running { connections }), vec![Action::RecordRunning, Action::Admit(connection)])
+        let actions = vec![Action::RecordRunning, Action::Admit(connection), Action::Welcome(connection)];
+        (State::Running(Running { connections: BTreeSet::from([connection]) }), actions)
     }
 
     pub fn stop(self, reason: Reason) -> Next {
@@ -263,9 +368,10 @@ impl Grace {
 }
 
 impl Stopping {
-    /// A session that was found like this, or that has nothing to keep it, is taken down.
-    pub fn adopted(reason: Reason) -> Next {
-        (State::Stopping(Self), vec![Action::Destroy(reason)])
+    /// A session that was found like this, or that has nothing to keep it, is taken down; whoever is still connected is
+    /// told.
+    pub fn adopted(connections: BTreeSet<ConnectionId>, reason: Reason) -> Next {
+        stopping(connections, reason)
     }
 
     pub fn attach(self, connection: ConnectionId) -> Next {
@@ -274,128 +380,4 @@ impl Stopping {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const NOW: SystemTime = SystemTime::UNIX_EPOCH;
-    const GRACE: Policy = Policy { grace: Some(Duration::from_secs(60)), ends_at: None };
-    const DESTROY: Policy = Policy { grace: None, ends_at: None };
-
-    fn running(connections: &[ConnectionId]) -> Running {
-        Running { connections: connections.iter().copied().collect() }
-    }
-
-    #[test]
-    fn everybody_who_waited_is_admitted() {
-        let (state, _) = Creating::new(1).attach(2);
-        let State::Creating(creating) = state else { panic!() };
-        let (state, actions) = creating.created(NOW, &GRACE);
-        assert_eq!(actions, [Action::RecordRunning, Action::Admit(1), Action::Admit(2)]);
-        assert_eq!(state, State::Running(running(&[1, 2])));
-    }
-
-    #[test]
-    fn a_session_nobody_waits_for_goes_straight_to_grace_or_away() {
-        let gone = |policy| {
-            let (state, _) = Creating::new(1).detach(1);
-            let State::Creating(creating) = state else { panic!() };
-            creating.created(NOW, policy)
-        };
-        let deadline = NOW + Duration::from_secs(60);
-        assert_eq!(gone(&GRACE), (State::Grace(Grace { deadline }), vec![Action::RecordGrace(deadline)]));
-        assert_eq!(gone(&DESTROY).1, [Action::Destroy(Reason::Disconnect)]);
-    }
-
-    #[test]
-    fn zero_grace_destroys() {
-        let policy = Policy { grace: Some(Duration::ZERO), ends_at: None };
-        let (_, actions) = running(&[1]).detach(1, NOW, &policy);
-        assert_eq!(actions, [Action::Destroy(Reason::Disconnect)]);
-    }
-
-    #[test]
-    fn only_the_last_connection_counts() {
-        let (state, actions) = running(&[1, 2]).detach(1, NOW, &DESTROY);
-        assert_eq!((state, actions), (State::Running(running(&[2])), vec![]));
-    }
-
-    #[test]
-    fn a_reconnect_cancels_grace_and_its_expiry_ends_it() {
-        let grace = || Grace::adopted(NOW + Duration::from_secs(5));
-        assert_eq!(grace().attach(3).0, State::Running(running(&[3])));
-        assert_eq!(grace().tick(NOW + Duration::from_secs(4), &GRACE), (State::Grace(grace()), vec![]));
-        let (_, actions) = grace().tick(NOW + Duration::from_secs(5), &GRACE);
-        assert_eq!(actions, [Action::Destroy(Reason::GraceExpired)]);
-    }
-
-    #[test]
-    fn the_lifetime_ends_a_session_that_is_in_use_and_says_so() {
-        let policy = Policy { ends_at: Some(NOW), ..GRACE };
-        let (_, actions) = running(&[1]).tick(NOW, &policy);
-        assert!(matches!(&actions[..], [Action::Terminate(1, text), Action::Destroy(Reason::MaxLifetime)]
-            if text.contains("maximum lifetime")));
-    }
-
-    #[test]
-    fn stopping_while_creating_refuses_those_who_wait() {
-        let (state, _) = Creating::new(1).stop(Reason::Stop);
-        let State::Creating(creating) = state else { panic!() };
-        let (state, actions) = creating.created(NOW, &GRACE);
-        assert!(matches!(&actions[..], [Action::Refuse(1, _), Action::Destroy(Reason::Stop)]));
-        assert!(matches!(state, State::Stopping(_)));
-    }
-
-    #[test]
-    fn a_creation_that_was_given_up_is_told_as_what_it_was() {
-        let (state, _) = Creating::new(1).stop(Reason::Shutdown);
-        let State::Creating(creating) = state else { panic!() };
-        assert_eq!(creating.failed("cut off"), [Action::Refuse(1, "the server is shutting down".to_owned())]);
-        assert_eq!(Creating::new(1).failed("no image"), [Action::Refuse(1, "no image".to_owned())]);
-    }
-
-    proptest! {
-        /// Whatever happens, every connection is answered at most once, and a session without connections never stays.
-        #[test]
-        fn connections_are_answered_once(events in proptest::collection::vec((0u8..5, 1u64..5), 1..60), grace in any::<bool>()) {
-            let policy = if grace { GRACE } else { DESTROY };
-            let mut now = NOW;
-            let mut open = BTreeSet::from([1]);
-            let mut answered = BTreeSet::new();
-            let mut destroyed = 0;
-            let mut state = State::Creating(Creating::new(1));
-            for (event, connection) in events {
-                now += Duration::from_secs(7);
-                let fresh = !open.contains(&connection) && !answered.contains(&connection);
-                let (next, actions) = match (state, event) {
-                    (State::Creating(s), 0) => s.created(now, &policy),
-                    (State::Creating(s), 1) if fresh => { open.insert(connection); s.attach(connection) }
-                    (State::Creating(s), 2) => { open.remove(&connection); s.detach(connection) }
-                    (State::Creating(s), 3) => s.stop(Reason::Stop),
-                    (State::Running(s), 1) if fresh => { open.insert(connection); s.attach(connection) }
-                    (State::Running(s), 2) => { open.remove(&connection); s.detach(connection, now, &policy) }
-                    (State::Running(s), 3) => s.stop(Reason::Stop),
-                    (State::Running(s), 4) => s.tick(now, &policy),
-                    (State::Grace(s), 1) if fresh => { open.insert(connection); s.attach(connection) }
-                    (State::Grace(s), 3) => s.stop(Reason::Stop),
-                    (State::Grace(s), 4) => s.tick(now, &policy),
-                    (State::Stopping(s), 1) if fresh => { open.insert(connection); s.attach(connection) }
-                    (same, _) => (same, vec![]),
-                };
-                for action in &actions {
-                    match action {
-                        Action::Admit(c) | Action::Refuse(c, _) | Action::Requeue(c) => prop_assert!(answered.insert(*c)),
-                        Action::Terminate(c, _) => prop_assert!(answered.contains(c)),
-                        Action::Destroy(_) => destroyed += 1,
-                        Action::RecordRunning | Action::RecordGrace(_) => {}
-                    }
-                }
-                if let State::Running(running) = &next {
-                    prop_assert!(!running.connections.is_empty());
-                }
-                prop_assert_eq!(destroyed, usize::from(matches!(next, State::Stopping(_))));
-                state = next;
-            }
-        }
-    }
-}
+mod tests;

@@ -25,14 +25,14 @@ use std::{
 use super::{
     build::BuildFailure,
     containers::{Blueprint, image_env},
-    environment::{Environment, EnvironmentError, Life},
+    environment::{Environment, EnvironmentError, Life, SetUp},
     leaks::session_in,
     services::{Plan, PlanError, ServiceError, Services},
     variables::Variables,
 };
 use crate::{
     cgroup::{self, Cgroups},
-    config::{self, Config, Mode},
+    config::{self, Config},
     errors::{chain, printable},
     image::{self, Image, Store},
     names::{ContainerId, InstanceTag, NameError, ProjectName, SessionId, UserName},
@@ -99,6 +99,7 @@ pub struct Live {
     pub record: SessionRecord,
     pub container: Container,
     pub life: Life,
+    pub set_up: SetUp,
     /// Once they are ready, if there are any.
     pub services: Option<Services>,
 }
@@ -175,7 +176,8 @@ pub struct DestroyError {
 }
 
 impl Context {
-    pub(super) fn upper_parent(&self, id: &SessionId) -> PathBuf {
+    /// The session's directory on disk.
+    pub fn directory(&self, id: &SessionId) -> PathBuf {
         self.state_dir.join(id.as_str())
     }
 
@@ -191,7 +193,7 @@ impl Context {
 
     /// Measures what the session has written to its root file system. Blocks, for up to half a second.
     pub fn disk_usage(&self, id: &SessionId) -> io::Result<DiskUse> {
-        runtime::disk::usage(&self.upper_parent(id))
+        runtime::disk::usage(&self.directory(id))
     }
 
     /// The socket that the session's init listens on.
@@ -261,7 +263,10 @@ impl Context {
     fn try_create(&self, key: &SessionKey, environment: &Environment, config: &Config) -> Result<Live, CreateError> {
         let (images, mut record) = self.reserve(key, environment, config)?;
         match self.create_objects(key, environment, config, &images, &mut record) {
-            Ok(container) => Ok(Live { record, container, life: environment.life, services: None }),
+            Ok(container) => {
+                let (life, set_up) = (environment.life, environment.set_up.clone());
+                Ok(Live { record, container, life, set_up, services: None })
+            }
             Err(error) => {
                 if let Err(left) = self.destroy(&record, None) {
                     tracing::error!(session = %record.id, "{left}");
@@ -296,7 +301,7 @@ impl Context {
             });
             images.services.push(image);
         }
-        let record = self.record(Kind::Session, key, environment.life.mode, &images.session, &services, config)?;
+        let record = self.record(Kind::Session, key, environment, &images.session, &services, config)?;
         Ok((images, record))
     }
 
@@ -306,7 +311,7 @@ impl Context {
         &self,
         kind: Kind,
         key: &SessionKey,
-        mode: Mode,
+        environment: &Environment,
         image: &Image,
         services: &[NewService],
         config: &Config,
@@ -318,9 +323,10 @@ impl Context {
             project: key.project.clone(),
             image: image.id.to_string(),
             image_reference: image.reference.clone(),
-            mode,
+            mode: environment.life.mode,
             created_at: SystemTime::now(),
             boot_id: self.boot_id.clone(),
+            on_start: environment.set_up.on_start.clone(),
         };
         let count = config.security.userns_count.min(self.addresses());
         let slots = Slots { count, first_id: config.security.userns_first };
@@ -424,7 +430,7 @@ impl Context {
         for lease in leases(record) {
             attempt("network", self.network.destroy(&lease).map_err(chain));
         }
-        for directory in [self.run_parent(id), self.upper_parent(id)] {
+        for directory in [self.run_parent(id), self.directory(id)] {
             attempt("directory", runtime::rootfs::remove(&directory).map_err(chain));
         }
         if failures.is_empty()
@@ -461,7 +467,7 @@ impl Context {
         failures.extend(runtime::kill_session(&self.tag, id).err().map(chain));
         let cgroup = self.cgroups.adopt(id);
         failures.extend(cgroup.kill().and_then(|()| cgroup.destroy()).err().map(chain));
-        for directory in [self.run_parent(id), self.upper_parent(id)] {
+        for directory in [self.run_parent(id), self.directory(id)] {
             failures.extend(runtime::rootfs::remove(&directory).err().map(chain));
         }
         if failures.is_empty() { Ok(()) } else { Err(DestroyError { session: id.clone(), failures }) }

@@ -79,6 +79,9 @@ const MIGRATIONS: &[&str] = &[
     CREATE UNIQUE INDEX one_session_each ON sessions (user, ifnull(project, ''))
         WHERE phase <> 'stopping' AND kind = 'session';
 ",
+    "
+    ALTER TABLE sessions ADD COLUMN on_start TEXT;
+",
 ];
 
 /// Ids that a container has: 0..65536.
@@ -167,8 +170,8 @@ impl State {
         change
             .execute(
                 "INSERT INTO sessions (id, user, project, slot, id_base, phase, image, image_reference, mode,
-                     created_at_ms, boot_id, kind)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+                     created_at_ms, boot_id, kind, on_start)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
                 params![
                     record.id.as_str(),
                     record.user.as_str(),
@@ -182,6 +185,7 @@ impl State {
                     millis(record.created_at),
                     record.boot_id,
                     record.kind.as_str(),
+                    record.on_start,
                 ],
             )
             .map_err(|e| self.failed(e))?;
@@ -304,7 +308,7 @@ impl State {
         let mut sessions = self.rows(
             &moment,
             "SELECT id, user, project, slot, id_base, phase, image, image_reference, mode, init_pid, init_starttime,
-                    init_version, grace_deadline_ms, created_at_ms, address, boot_id, kind
+                    init_version, grace_deadline_ms, created_at_ms, address, boot_id, kind, on_start
              FROM sessions ORDER BY created_at_ms, id",
             records::session_from_row,
         )?;

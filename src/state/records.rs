@@ -74,6 +74,8 @@ pub struct NewSession {
     pub created_at: SystemTime,
     /// `/proc/sys/kernel/random/boot_id`
     pub boot_id: String,
+    /// A script for each connection.
+    pub on_start: Option<String>,
 }
 
 /// What is known of a session's service before it has a slot.
@@ -141,11 +143,13 @@ pub struct SessionRecord {
     pub boot_id: String,
     /// In the order of their places.
     pub services: Vec<ServiceRecord>,
+    /// A script for each connection.
+    pub on_start: Option<String>,
 }
 
 impl SessionRecord {
     pub(super) fn new(new: NewSession, slot: u32, id_base: u32) -> Self {
-        let NewSession { id, kind, user, project, image, image_reference, mode, created_at, boot_id } = new;
+        let NewSession { id, kind, user, project, image, image_reference, mode, created_at, boot_id, on_start } = new;
         Self {
             id,
             kind,
@@ -164,6 +168,7 @@ impl SessionRecord {
             address: None,
             boot_id,
             services: Vec::new(),
+            on_start,
         }
     }
 }
@@ -206,6 +211,7 @@ pub(super) fn session_from_row(row: &Row<'_>) -> rusqlite::Result<Result<Session
     let starttime: Option<i64> = row.get("init_starttime")?;
     let grace_deadline: Option<i64> = row.get("grace_deadline_ms")?;
     let address: Option<String> = row.get("address")?;
+    let on_start: Option<String> = row.get("on_start")?;
     let (slot, id_base, init_version, image, image_reference, created_at, boot_id) = (
         row.get("slot")?,
         row.get("id_base")?,
@@ -234,6 +240,7 @@ pub(super) fn session_from_row(row: &Row<'_>) -> rusqlite::Result<Result<Session
             address: address.as_deref().map(str::parse).transpose().map_err(text)?,
             boot_id,
             services: Vec::new(),
+            on_start,
         })
     };
     Ok(parse())

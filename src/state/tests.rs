@@ -14,6 +14,7 @@ fn new(id: u64, user: &str) -> NewSession {
         mode: Mode::GracePeriod,
         created_at: UNIX_EPOCH + Duration::from_secs(5),
         boot_id: "boot".to_owned(),
+        on_start: Some("echo hello".to_owned()),
     }
 }
 

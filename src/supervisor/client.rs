@@ -4,6 +4,7 @@
 //! it may ask about keys, and be attached to the session of the login that an accepted key was for, once.
 
 use std::{
+    collections::VecDeque,
     net::SocketAddr,
     os::{
         fd::{AsFd, BorrowedFd},
@@ -13,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use tokio::{net::TcpStream, process::Child, sync::mpsc};
 
 use super::{
@@ -29,6 +31,7 @@ use crate::{
     session::{Client, SessionKey, ToClient, state::ConnectionId},
     state::ConnectionRecord,
     sys::pidfd::Held,
+    transcript::Reader,
 };
 
 /// How much longer than the login grace time a process may take, before it is killed for not enforcing it.
@@ -42,6 +45,12 @@ const PANICKED: i32 = 101;
 
 /// How long a process may leave its socket full.
 const SEND_LIMIT: Duration = Duration::from_secs(10);
+
+/// Words about the client's agent: one for each of its first channels.
+const MAX_AGENT_WORDS: u32 = 16;
+
+/// What fits into a socket's address (unix(7)).
+const MAX_SOCKET_PATH: usize = 107;
 
 /// One connection, from its process's point of view the supervisor.
 pub(super) struct Connection {
@@ -61,6 +70,10 @@ pub(super) struct Connection {
     attached: bool,
     began: Instant,
     trail: Trail,
+    /// What the session's hooks say, one after the other.
+    output: VecDeque<Reader>,
+    /// Words about the client's agent.
+    agent_words: u32,
 }
 
 /// How the supervisor's part in a connection ended.
@@ -110,6 +123,8 @@ pub(super) async fn serve(
         attached: false,
         began: Instant::now(),
         trail,
+        output: VecDeque::new(),
+        agent_words: 0,
     };
     let result = connection.start(stream).await;
     let offence = connection.offence();
@@ -152,6 +167,8 @@ pub(super) async fn adopted(
         attached: true,
         began: Instant::now(),
         trail,
+        output: VecDeque::new(),
+        agent_words: 0,
     };
     let result = connection.run().await;
     drop(connection);
@@ -267,6 +284,11 @@ impl Connection {
                         return Ok(Outcome::Ended);
                     }
                 }
+                text = next_output(&mut self.output) => {
+                    if let Some(text) = text {
+                        self.tell(&ToConnection::Output { text: text.to_vec() }, &[]).await?;
+                    }
+                }
                 () = leaving.cancelled() => {
                     return Ok(if self.attached { Outcome::Left } else { Outcome::Ended });
                 }
@@ -314,7 +336,8 @@ impl Connection {
                 // Of the user's own sessions, which one is the client's to say.
                 login.key.project = login.key.project.take().or(project);
                 self.trail.identify(login);
-                let client = Client { id: self.id, origin: self.trail.origin(), outgoing: self.to_client.clone() };
+                let (origin, outgoing) = (self.trail.origin(), self.to_client.clone());
+                let client = Client { id: self.id, origin, outgoing, waiting: false };
                 self.supervisor.sessions.attach(&login.key, client, self.supervisor.config());
             }
             FromConnection::Begun { run, command } => {
@@ -331,6 +354,17 @@ impl Connection {
                 let Some(login) = &self.login else { return Err(ClientError::Protocol("a forward without login")) };
                 self.trail.forwarded(login, kind, &target);
             }
+            FromConnection::Agent { path } => {
+                if !self.attached {
+                    return Err(ClientError::Protocol("an agent without a session"));
+                }
+                self.agent_words += 1;
+                // Nobody has so many; further ones change nothing.
+                if self.agent_words <= MAX_AGENT_WORDS {
+                    let path = path.filter(|path| path.len() <= MAX_SOCKET_PATH && !path.contains('\0'));
+                    self.supervisor.sessions.agent(self.id, path);
+                }
+            }
             FromConnection::Adopted { .. } => return Err(ClientError::Protocol("an unexpected greeting")),
         }
         Ok(())
@@ -338,7 +372,19 @@ impl Connection {
 
     /// Tells the process what its session says. Returns whether that was the last word.
     async fn pass_on(&mut self, message: ToClient) -> Result<bool, ClientError> {
+        // What has been said comes before what it has led to.
+        while let Some(text) = self.output.iter_mut().find_map(Reader::try_next) {
+            self.tell(&ToConnection::Output { text: text.to_vec() }, &[]).await?;
+        }
         match message {
+            ToClient::Output(reader) => {
+                self.output.push_back(reader);
+                Ok(false)
+            }
+            ToClient::Ready => {
+                self.tell(&ToConnection::Ready, &[]).await?;
+                Ok(false)
+            }
             ToClient::Attached { session, init } => {
                 // Recorded before the process knows, so that a later supervisor finds every connection that has a session.
                 if let Some(login) = &self.login {
@@ -403,6 +449,16 @@ impl Connection {
             tracing::warn!(connection = self.id, "the connection process does not end");
         }
     }
+}
+
+/// The next part of the first output that has not ended; `None` if that one ends, never if there is none.
+async fn next_output(output: &mut VecDeque<Reader>) -> Option<Bytes> {
+    let Some(first) = output.front_mut() else { return std::future::pending().await };
+    let text = first.next().await;
+    if text.is_none() {
+        output.pop_front();
+    }
+    text
 }
 
 fn millis(duration: Duration) -> u64 {

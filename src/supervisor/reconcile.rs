@@ -47,7 +47,7 @@ pub(super) async fn reconcile(supervisor: &Arc<Supervisor>) -> Result<(), StateE
         let socket = supervisor.pool.socket(record.id);
         greetings.spawn(async move { (greet(&socket).await, record) });
     }
-    let mut returned: HashMap<SessionId, Vec<(ConnectionRecord, AsyncSocket)>> = HashMap::new();
+    let mut returned: HashMap<SessionId, Vec<(ConnectionRecord, Greeted)>> = HashMap::new();
     let mut kept = HashMap::new();
     while let Some(joined) = greetings.join_next().await {
         let Ok((answer, record)) = joined else { continue };
@@ -88,10 +88,10 @@ pub(super) async fn reconcile(supervisor: &Arc<Supervisor>) -> Result<(), StateE
     for record in sessions {
         let key = SessionKey { user: record.user.clone(), project: record.project.clone() };
         let mut clients = Vec::new();
-        for (connection, control) in returned.remove(&record.id).unwrap_or_default() {
+        for (connection, Greeted { control, waiting }) in returned.remove(&record.id).unwrap_or_default() {
             let (outgoing, from_session) = mpsc::channel(Client::QUEUE);
-            let origin = Origin { peer: connection.peer, fingerprint: connection.fingerprint.clone() };
-            clients.push(Client { id: connection.id, origin: Arc::new(origin), outgoing: outgoing.clone() });
+            let origin = Arc::new(Origin { peer: connection.peer, fingerprint: connection.fingerprint.clone() });
+            clients.push(Client { id: connection.id, origin, outgoing: outgoing.clone(), waiting });
             let channel = (outgoing, from_session);
             let task = client::adopted(supervisor.clone(), connection, key.clone(), control, channel);
             supervisor.clients.spawn(task);
@@ -100,7 +100,7 @@ pub(super) async fn reconcile(supervisor: &Arc<Supervisor>) -> Result<(), StateE
         supervisor.sessions.adopt(record, clients, supervisor.config());
     }
     // A connection whose session has no record any more sees the end of its init by itself.
-    for (connection, control) in returned.into_values().flatten() {
+    for (connection, Greeted { control, .. }) in returned.into_values().flatten() {
         let message = "the session is gone".to_owned();
         if let Err(error) = control.send(&ToConnection::Terminate { message }, &[]).await {
             tracing::info!(connection = connection.id, "{error}");
@@ -110,7 +110,14 @@ pub(super) async fn reconcile(supervisor: &Arc<Supervisor>) -> Result<(), StateE
     Ok(())
 }
 
-async fn greet(socket: &std::path::Path) -> Result<AsyncSocket, AdoptError> {
+/// A connection that has answered.
+struct Greeted {
+    control: AsyncSocket,
+    /// It has not been told yet that its session is ready.
+    waiting: bool,
+}
+
+async fn greet(socket: &std::path::Path) -> Result<Greeted, AdoptError> {
     let connected = seqpacket::connect(socket).and_then(AsyncSocket::new);
     let control = connected.map_err(AdoptError::Gone)?;
     let talk = async {
@@ -120,8 +127,8 @@ async fn greet(socket: &std::path::Path) -> Result<AsyncSocket, AdoptError> {
     match tokio::time::timeout(GREETING, talk).await {
         Err(_elapsed) => Err(AdoptError::Silent),
         Ok(Err(error)) => Err(AdoptError::Gone(error)),
-        Ok(Ok(Some((FromConnection::Adopted { version, .. }, _)))) => match version {
-            protocol::OLDEST..=protocol::VERSION => Ok(control),
+        Ok(Ok(Some((FromConnection::Adopted { version, waiting, .. }, _)))) => match version {
+            protocol::OLDEST..=protocol::VERSION => Ok(Greeted { control, waiting }),
             _ => Err(AdoptError::Version(version)),
         },
         Ok(Ok(_)) => Err(AdoptError::Greeting),

@@ -7,7 +7,10 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use super::{Run, eventually, own_address};
+use super::{
+    Run, eventually, own_address,
+    world::{self, World},
+};
 
 /// `git daemon` with a directory of repositories.
 pub struct GitServer {
@@ -27,10 +30,18 @@ impl GitServer {
     pub const PORT: u16 = 9418;
 
     pub fn start() -> Self {
+        Self::run(own_address(), Command::new("setpriv"))
+    }
+
+    /// One in the internet, where sessions may connect to.
+    pub fn start_in(world: &World) -> Self {
+        Self::run(world::PUBLIC.parse().unwrap(), world.enter_with("setpriv"))
+    }
+
+    /// The daemon ends with this test, also if that is killed.
+    fn run(address: Ipv4Addr, mut setpriv: Command) -> Self {
         let directory = tempfile::Builder::new().prefix("podspawn-test-git-").tempdir().unwrap();
-        let address = own_address();
-        // It ends with this test, also if that is killed.
-        let child = Command::new("setpriv")
+        let child = setpriv
             .args(["--pdeathsig", "KILL", "git", "daemon", "--export-all", "--reuseaddr"])
             .arg(format!("--listen={address}"))
             .arg(format!("--base-path={}", directory.path().display()))

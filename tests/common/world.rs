@@ -60,6 +60,13 @@ impl World {
         Run::new("nsenter").args(["-t", &target, "-n", "sh", "-ec", script]).run().ok().text()
     }
 
+    /// A program that is to be started in the internet.
+    pub fn enter_with(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["-t", &self.internet.id().to_string(), "-n", program]);
+        command
+    }
+
     /// Serves TCP on all addresses of the internet: each client is told the address that it came from.
     pub fn greeter(&self, port: u16) {
         let netns = File::open(format!("/proc/{}/ns/net", self.internet.id())).unwrap();

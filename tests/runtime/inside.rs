@@ -58,7 +58,7 @@ fn a_process_runs_as_whom_it_is_told() {
     guest.out("true");
     let passwd = "postgres:x:70:71::/var/lib/pg:/bin/false";
     let add = format!("echo {passwd} >> /etc/passwd; echo ssl:x:101:postgres >> /etc/group; pwd");
-    assert_eq!(out(&guest, Run { identity: Identity::Root, ..Run::script(&add) }), ["/root"]);
+    assert_eq!(out(&guest, Run { identity: Identity::Root, ..sh(&add) }), ["/root"]);
 
     let script = "echo $(id -u):$(id -G) $HOME ${USER-none} ${PODSPAWN_USER-none} $FROM_IMAGE $GIVEN";
     for (identity, variables, expected) in [
@@ -70,10 +70,10 @@ fn a_process_runs_as_whom_it_is_told() {
         (named("1234"), Variables::Bare, "1234:0 /of-the-image none none yes given"),
     ] {
         let env = vec![("GIVEN".to_owned(), "given".to_owned())];
-        let what = Run { identity: identity.clone(), variables, env, cwd: Some("/".to_owned()), ..Run::script(script) };
+        let what = Run { identity: identity.clone(), variables, env, cwd: Some("/".to_owned()), ..sh(script) };
         assert_eq!(out(&guest, what), [expected], "{identity:?} {variables:?}");
     }
-    let (refused, _) = run(&guest, Run { identity: named("nobody-here"), ..Run::script("true") });
+    let (refused, _) = run(&guest, Run { identity: named("nobody-here"), ..sh("true") });
     assert!(matches!(refused, Err(InsideError::Refused { status: 125, message }) if message.contains("nobody-here")));
     guest.end();
     host.assert_clean();
@@ -120,16 +120,15 @@ fn a_program_is_found_as_execvp_finds_it() {
 fn output_comes_in_lines_and_is_bounded() {
     let host = Host::new();
     let guest = host.ada();
-    let (ended, lines) = run(&guest, Run::script("echo one; printf 'two\\n\\nthree'; exit 3"));
+    let (ended, lines) = run(&guest, sh("echo one; printf 'two\\n\\nthree'; exit 3"));
     assert_eq!(ended.unwrap(), ExitStatus::Code(3));
     assert_eq!(lines, ["one", "two", "", "three"]);
-    assert_eq!(out(&guest, Run::script("echo oops >&2")), ["!oops"]);
-    let long =
-        out(&guest, Run::script(&format!("head -c {} /dev/zero | tr '\\0' x; echo; echo end", 2 * MAX_LINE + 5)));
+    assert_eq!(out(&guest, sh("echo oops >&2")), ["!oops"]);
+    let long = out(&guest, sh(&format!("head -c {} /dev/zero | tr '\\0' x; echo; echo end", 2 * MAX_LINE + 5)));
     assert_eq!(long.iter().map(String::len).collect::<Vec<_>>(), [MAX_LINE, MAX_LINE, 5, 3]);
-    let limited = Run { output_limit: 30, ..Run::script("echo 123456789; echo 123456789; echo 1234567890; echo 1") };
+    let limited = Run { output_limit: 30, ..sh("echo 123456789; echo 123456789; echo 1234567890; echo 1") };
     assert_eq!(out(&guest, limited), ["123456789", "123456789"]);
-    assert_eq!(out(&guest, Run::script("yes | head -c 5000000 | wc -c; cat")), ["5000000"], "input is empty");
+    assert_eq!(out(&guest, sh("yes | head -c 5000000 | wc -c; cat")), ["5000000"], "input is empty");
     guest.end();
 }
 
@@ -138,7 +137,7 @@ fn a_process_is_ended_by_its_time_limit_and_by_being_dropped() {
     let host = Host::new();
     let guest = host.ada();
     let alive = || guest.out("ps -o args | grep -c '^sleep 12[345]' || true").trim().to_owned();
-    let hangs = Run::script("trap '' HUP; echo up; sleep 123");
+    let hangs = sh("trap '' HUP; echo up; sleep 123");
     let said = Said::default();
     let ended = block_on(inside::run(&guest.socket, hangs, Duration::from_millis(300), said.hear()));
     assert!(matches!(ended, Err(InsideError::TimedOut(_))), "{ended:?}");
@@ -154,7 +153,7 @@ fn a_process_is_ended_by_its_time_limit_and_by_being_dropped() {
     // What a script leaves behind lives on, and is heard.
     let said = Said::default();
     block_on(async {
-        let script = Run::script("(while [ ! -e go ]; do sleep 0.05; done; echo later; exec sleep 125) & echo first");
+        let script = sh("(while [ ! -e go ]; do sleep 0.05; done; echo later; exec sleep 125) & echo first");
         let ended = inside::run(&guest.socket, script, LIMIT, said.hear()).await;
         assert_eq!(ended.unwrap(), ExitStatus::Code(0));
         assert_eq!(said.lines(), ["first"]);
@@ -208,4 +207,9 @@ fn a_restricted_socket_starts_the_session_s_user_only() {
     assert_eq!(guest.run_with(program, b"", &[]).stdout, "1000\n");
     assert_eq!(out(&guest, Run { identity: Identity::Root, ..Run::argv(["id", "-u"]) }), ["0"]);
     guest.end();
+}
+
+/// A script for `sh`, as the session's user.
+fn sh(text: &str) -> Run {
+    Run::argv(["sh", "-c", text])
 }

@@ -90,7 +90,7 @@ impl Forwards {
     }
 
     async fn connect(&self, target: &Target) -> Result<Fd, ForwardError> {
-        let link = self.link().await?;
+        let link = self.ready_link().await?;
         match target {
             Target::Unix(path) if path.len() > MAX_NAME => Err(ForwardError::Connect(Errno::ENAMETOOLONG)),
             Target::Unix(path) => finish(start(&link, Address::Unix(path.clone())).await?).await,

@@ -123,16 +123,35 @@ impl Forwards {
         }
     }
 
-    /// The container's init, as soon as there is one.
+    /// The container's init, as soon as there is one. The session may still be set up: listeners need not wait for that, and
+    /// must not, as they hold up the connection whose agent may be needed for it.
     async fn link(&self) -> Result<Arc<InitLink>, ForwardError> {
+        self.link_when(|state| state.link().cloned()).await
+    }
+
+    /// The container's init, as soon as the session is ready.
+    async fn ready_link(&self) -> Result<Arc<InitLink>, ForwardError> {
+        self.link_when(|state| match state {
+            Attachment::Ready(link) => Some(link.clone()),
+            Attachment::Waiting { .. } | Attachment::Refused(_) | Attachment::Ended(_) => None,
+        })
+        .await
+    }
+
+    async fn link_when(
+        &self,
+        wanted: impl Fn(&Attachment) -> Option<Arc<InitLink>>,
+    ) -> Result<Arc<InitLink>, ForwardError> {
         let mut attachment = self.control.attachment();
         loop {
-            match &*attachment.borrow_and_update() {
-                Attachment::Ready(link) => return Ok(link.clone()),
-                Attachment::Refused(message) | Attachment::Ended(message) => {
+            {
+                let state = attachment.borrow_and_update();
+                if let Some(link) = wanted(&state) {
+                    return Ok(link);
+                }
+                if let Attachment::Refused(message) | Attachment::Ended(message) = &*state {
                     return Err(ForwardError::Session(message.clone()));
                 }
-                Attachment::Waiting { .. } => {}
             }
             let ending = |_| ForwardError::Session("the connection is ending".to_owned());
             attachment.changed().await.map_err(ending)?;

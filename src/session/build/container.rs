@@ -69,7 +69,7 @@ impl BuildContainer {
         let (key, base) = (key.clone(), base.clone());
         blocking(&self.inner, move |context| {
             context.end_containers(&record, container).map_err(CommitError::Running)?;
-            let directory = context.upper_parent(&record.id).join("upper");
+            let directory = context.directory(&record.id).join("upper");
             let left_out = [&NOT_OF_THE_STEP[..], left_out].concat();
             let upper = Upper { directory: &directory, id_base: record.id_base, left_out: &left_out, source: &step };
             Ok(context.store.commit_step(&key, &base, &upper)?)
@@ -115,7 +115,7 @@ impl Context {
         let mut record = {
             // Nobody may prune it before the row says that it is in use.
             let _held = self.store.hold().map_err(|error| CreateError::Image(image.reference.clone(), error))?;
-            self.record(Kind::Build, &key, environment.life.mode, image, &[], config)?
+            self.record(Kind::Build, &key, &environment, image, &[], config)?
         };
         let images = Images { session: image.clone(), services: Vec::new() };
         match self.create_objects(&key, &environment, config, &images, &mut record) {
