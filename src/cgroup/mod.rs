@@ -87,6 +87,16 @@ impl Cgroups {
         Ok(Self { layout })
     }
 
+    /// Whether this host has cgroup v2 with the controllers that sessions need, and not v1's.
+    ///
+    /// # Errors
+    /// [`CgroupError::NoController`] if it has neither.
+    pub fn unified() -> Result<bool, CgroupError> {
+        // Where an instance's cgroups would be does not matter.
+        let layout = Layout::detect(&InstanceTag::of_root(Path::new("/")))?;
+        Ok(matches!(layout, Layout::V2 { .. }))
+    }
+
     /// Makes the cgroup of a session, with its limits.
     ///
     /// # Errors

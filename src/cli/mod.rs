@@ -53,7 +53,7 @@ pub struct Cli {
 const GROUPS: &str = "\
 Daemon:
   serve           Serve SSH connections until a signal ends it
-  doctor          Look for objects that no session accounts for
+  doctor          Say whether this host is fit for sessions, and what was left behind
   config          Check the server's configuration, show and change the client's
 
 Users:
@@ -110,7 +110,7 @@ pub struct Global {
 pub enum Command {
     /// Serve SSH connections until a signal ends it
     Serve,
-    /// Look for objects that no session accounts for
+    /// Say whether this host is fit for sessions, and what was left behind
     Doctor(doctor::Doctor),
     /// Check the server's configuration, show and change the client's
     Config {
@@ -233,7 +233,8 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
             log::init(config.log.file.as_deref()).context("cannot open the log file")?;
             Ok(crate::supervisor::run(config)?)
         }
-        Command::Doctor(doctor) => doctor.run(&session()?),
+        // What is wrong with the configuration is one of its findings.
+        Command::Doctor(doctor) => doctor.run(session()),
         Command::Config { command } => match command {
             ConfigCommand::Check(check) => check.run(&session()?),
             ConfigCommand::Show(show) => show.run(),

@@ -38,6 +38,7 @@ use std::{
     io,
     net::{Ipv4Addr, SocketAddrV4},
     os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
     sync::{Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
@@ -304,6 +305,11 @@ pub fn hosts_file<'a>(containers: impl IntoIterator<Item = (&'a str, Ipv4Addr)>)
         file.push_str(&format!("{address}\t{name}\n"));
     }
     file
+}
+
+/// Where the program nft is, without which there is no network.
+pub fn nft_program() -> Result<PathBuf, NetworkError> {
+    nft::program()
 }
 
 /// The contents of a session's `/etc/resolv.conf`.

@@ -112,13 +112,7 @@ struct ImageRecord {
 impl Store {
     /// Opens the store in `directory`, making it if need be, and removes what interrupted processes have left.
     pub fn open(directory: &Path, settings: Settings) -> Result<Self, ImageError> {
-        let store = Self {
-            directory: directory.to_owned(),
-            settings,
-            scratches: Mutex::default(),
-            cancelled: AtomicBool::new(false),
-            fetched: AtomicU64::new(0),
-        };
+        let store = Self::look(directory, settings);
         for part in ["", "blobs/sha256", "images", "refs", "builds", "layers", "locks", "tmp"] {
             let path = store.directory.join(part);
             fs::DirBuilder::new()
@@ -129,6 +123,17 @@ impl Store {
         }
         store.sweep()?;
         Ok(store)
+    }
+
+    /// The store in `directory` as it is, if there is one: for who only looks.
+    pub fn look(directory: &Path, settings: Settings) -> Self {
+        Self {
+            directory: directory.to_owned(),
+            settings,
+            scratches: Mutex::default(),
+            cancelled: AtomicBool::new(false),
+            fetched: AtomicU64::new(0),
+        }
     }
 
     fn path(&self, part: &str) -> PathBuf {
