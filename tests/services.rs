@@ -199,3 +199,77 @@ fn kill_service(host: &Host) {
     let main = children.split(' ').next().unwrap().parse().unwrap();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(main), Signal::SIGKILL).unwrap();
 }
+
+/// A service that notes in its volume that it was started, and that it was asked to end.
+fn noting(volume: &str) -> String {
+    format!(
+        "  - name: notes\n    image: localhost/busybox:test\n    ports: [80]\n    volumes: [{volume}]\n    \
+         command: [sh, -c, 'trap \"echo ended >> /notes/all; exit\" TERM; echo started >> /notes/all; id >> /notes/all; \
+         httpd -f -p 80 -h /notes & wait']\n"
+    )
+}
+
+#[test]
+fn a_volume_with_a_name_outlives_the_session_and_its_service_ends_in_peace() {
+    let host = Host::new().user("ada").user("bob").start();
+    let git = GitServer::start();
+    let text = noting("{name: data, path: /notes}");
+    project(&host, &git, "kept", &format!("mode: grace-period\n{}", podfile(&text)));
+    let read = |user: &str| host.ssh(&format!("{user}+kept"), "wget -qO- http://notes/all").run().ok().text();
+    assert_eq!(read("ada").lines().next(), Some("started"));
+    host.podspawn(["stop", "ada@kept"]).run().ok();
+    // At once: it waits for the one that ends.
+    let again = read("ada");
+    let lines: Vec<_> = again.lines().filter(|line| !line.starts_with("uid=")).collect();
+    assert_eq!(lines, ["started", "ended", "started"]);
+    assert!(again.contains("uid=0(root)"), "{again}");
+    assert_eq!(read("bob").lines().filter(|line| *line == "started").count(), 1, "bob has one of his own");
+    for user in ["ada", "bob"] {
+        host.podspawn(["stop", &format!("{user}@kept")]).run().ok();
+    }
+    eventually("all are gone", || host.sessions().is_empty());
+    host.assert_no_session_left();
+    // Whichever ids the sessions had, on disk they are those inside.
+    let file = host.root.join("var/lib/podspawn/volumes/ada/kept/data/all");
+    assert_eq!(std::os::unix::fs::MetadataExt::uid(&fs::metadata(file).unwrap()), 0);
+}
+
+#[test]
+fn a_volume_goes_with_a_session_that_is_destroyed_unless_it_is_kept() {
+    let host = Host::new().user("ada").start();
+    let git = GitServer::start();
+    let text = noting("{name: gone, path: /notes}, {name: kept, path: /kept, keep: true}")
+        .replace("echo started", "echo started >> /kept/all; cp /kept/all /notes/kept; echo started");
+    project(&host, &git, "some", &podfile(&text));
+    let read = || host.ssh("ada+some", "wget -qO- http://notes/all; wget -qO- http://notes/kept").run().ok().text();
+    let count = |text: String| text.matches("started").count();
+    assert_eq!((count(read()), count(read())), (2, 3));
+    host.assert_no_session_left();
+    let volumes = host.root.join("var/lib/podspawn/volumes/ada/some");
+    let names: Vec<_> = fs::read_dir(volumes).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["kept"]);
+}
+
+#[test]
+fn directories_of_the_server_are_mounted_where_the_administrator_allows_it() {
+    let shared = tempfile::tempdir().unwrap();
+    let path = shared.path().display().to_string();
+    fs::create_dir(shared.path().join("notes")).unwrap();
+    std::os::unix::fs::symlink("/etc", shared.path().join("link")).unwrap();
+    let host = Host::new().user("ada").config(&format!("volumes:\n  allow: [{path}]")).start();
+    let git = GitServer::start();
+    let with = |volume: &str| podfile(&noting(volume));
+    project(&host, &git, "allowed", &with(&format!("\"{path}/notes:/notes\"")));
+    host.ssh("ada+allowed", "wget -qO- http://notes/all").run().ok().stdout_has("started");
+    assert!(fs::read_to_string(shared.path().join("notes/all")).unwrap().starts_with("started"));
+    for (name, volume, why) in [
+        ("outside", "\"/etc:/notes\"".to_owned(), "the administrator has not allowed /etc as a volume"),
+        ("through", format!("\"{path}/link:/notes\""), "there is a symbolic link on the way to it"),
+        ("hidden", "\"data:/proc/x\"".to_owned(), "mount a volume on /proc/x"),
+        ("whole", "\"data:/dev/shm\"".to_owned(), "mount a volume on /dev/shm"),
+    ] {
+        project(&host, &git, name, &with(&volume));
+        refused(&host.ssh(&format!("ada+{name}"), "true").run(), why);
+        host.assert_no_session_left();
+    }
+}

@@ -2,13 +2,13 @@
 
 use std::{
     collections::BTreeSet,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
     time::Duration,
 };
 
 use super::{
     Auth, Builds, Config, Defaults, Egress, Images, Log, MaxStartups, Metrics, Mode, Network, Paths, Podfile,
-    Resources, Security, Session,
+    Resources, Security, Session, Volumes,
     load::{ConfigError, Source, ValueError},
     per_source, raw,
     seccomp_profile::{Circumstances, ProfileFile},
@@ -146,6 +146,7 @@ pub(super) fn config(
         security: security(&fields, raw.security.unwrap_or_default())?,
         resources: resources(&fields, raw.resources.unwrap_or_default())?,
         network: network(&fields, raw.network.unwrap_or_default())?,
+        volumes: volumes(&fields, raw.volumes.unwrap_or_default())?,
         images: images(&fields, raw.images.unwrap_or_default())?,
         metrics: metrics(&fields, raw.metrics.unwrap_or_default())?,
         builds: builds(&fields, raw.builds.unwrap_or_default())?,
@@ -340,6 +341,17 @@ fn resources(fields: &Fields<'_>, raw: raw::Resources) -> Result<Resources, Conf
         max_memory: memory,
         max_pids: (pids > 0).then_some(pids),
     })
+}
+
+fn volumes(fields: &Fields<'_>, raw: raw::Volumes) -> Result<Volumes, ConfigError> {
+    let plain = |path: &Path| path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+    let checked = |text: String| {
+        let path = PathBuf::from(&text);
+        let valid = path.is_absolute() && plain(&path);
+        if valid { Ok(path) } else { Err(fields.rule("volumes.allow", format!("{text:?} is not an absolute path"))) }
+    };
+    let allow = raw.allow.unwrap_or_default().into_iter().map(checked).collect::<Result<_, _>>()?;
+    Ok(Volumes { allow })
 }
 
 fn network(fields: &Fields<'_>, raw: raw::Network) -> Result<Network, ConfigError> {

@@ -63,6 +63,7 @@ pub struct Config {
     pub security: Security,
     pub resources: Resources,
     pub network: Network,
+    pub volumes: Volumes,
     pub images: Images,
     pub builds: Builds,
     pub podfile: Podfile,
@@ -222,6 +223,13 @@ pub enum Egress {
     Open,
     /// These networks only: address and prefix length.
     Only(Vec<(std::net::Ipv4Addr, u8)>),
+}
+
+/// What services may have mounted beside volumes of their own.
+#[derive(Debug, Clone)]
+pub struct Volumes {
+    /// Directories of the host that Podfiles may mount, with all that is in them.
+    pub allow: Vec<PathBuf>,
 }
 
 #[derive(Debug, Clone)]

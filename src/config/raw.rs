@@ -39,12 +39,13 @@ section! {
         security: Security,
         resources: Resources,
         network: Network,
+        volumes: Volumes,
         images: Images,
         builds: Builds,
         podfile: Podfile,
         projects_file: String,
         metrics: Metrics,
-    } later { volumes, }
+    } later { }
 }
 
 section! {
@@ -154,6 +155,12 @@ section! {
 }
 
 section! {
+    Volumes {
+        allow: Vec<String>,
+    } later { }
+}
+
+section! {
     Network {
         pool: String,
         egress: Egress,
@@ -234,6 +241,7 @@ impl File {
         let userns = self.security.as_ref().and_then(|security| security.userns.as_ref());
         add("security.userns", userns.map(Userns::unsupported));
         add("metrics", self.metrics.as_ref().map(Metrics::unsupported));
+        add("volumes", self.volumes.as_ref().map(Volumes::unsupported));
         add("network", self.network.as_ref().map(Network::unsupported));
         add("podfile", self.podfile.as_ref().map(Podfile::unsupported));
         add("images", self.images.as_ref().map(Images::unsupported));

@@ -157,6 +157,21 @@ pub(super) fn make_directories_for(path: &str, ownership: Ownership) -> io::Resu
     Ok(reached)
 }
 
+/// Opens the directory `path` to mount a volume on; made if it is missing. It is on the root file system, so that nothing is
+/// hidden that podspawn itself has mounted.
+///
+/// # Errors
+/// `EXDEV` if it is not, `InvalidInput` for the root itself.
+pub(super) fn volume_point(path: &str) -> io::Result<OwnedFd> {
+    make_directories(path)?;
+    let point = lookup(Path::new(path), DIRECTORY, ResolveFlag::RESOLVE_NO_XDEV)?;
+    let (own, top) = (fstat(&point)?, fstat(root()?)?);
+    if own.st_ino == top.st_ino {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is the root"));
+    }
+    Ok(point)
+}
+
 /// Reads the regular file `path`, which may be a symbolic link; `None` if there is no such thing.
 ///
 /// # Errors

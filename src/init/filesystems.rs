@@ -9,15 +9,18 @@ use std::{
 
 use nix::{
     errno::Errno,
-    fcntl::{OFlag, open},
+    fcntl::{OFlag, open, openat},
     mount::{MntFlags, umount2},
-    sys::stat::Mode,
+    sys::stat::{Mode, fstat},
     unistd::{chdir, fchdir, pivot_root},
 };
 
-use super::{files, nested};
+use super::{
+    files::{self, Ownership},
+    nested,
+};
 use crate::{
-    protocol::{CgroupJoin, ContainerSpec},
+    protocol::{CgroupJoin, ContainerSpec, Volume},
     sys::mount_api::{
         attr, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_setattr, move_mount,
         open_tree_clone,
@@ -212,6 +215,22 @@ pub(super) fn extra_tmpfs(path: &str, options: &str) -> io::Result<()> {
         settings.iter().map(|(key, value)| (key.as_c_str(), value.as_c_str())).collect();
     let mount = new_mount(c"tmpfs", &settings, &[], attributes)?;
     move_mount(mount.as_fd(), files::make_directories(path)?.as_fd())
+}
+
+/// Mounts a volume where it belongs.
+pub(super) fn mount_volume(volume: &Volume, mount: &OwnedFd) -> io::Result<()> {
+    let target = files::volume_point(&volume.path)?;
+    let beneath = Ownership::of(&fstat(&target)?);
+    move_mount(mount.as_fd(), target.as_fd())?;
+    if volume.named && !volume.read_only {
+        let top = openat(mount, ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+        let listing = nix::dir::Dir::openat(&top, ".", OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
+        // Itself and its parent.
+        if listing?.iter().take(3).count() == 2 {
+            beneath.apply(top.as_fd())?;
+        }
+    }
+    Ok(())
 }
 
 fn c_string(text: &str) -> io::Result<CString> {

@@ -71,7 +71,7 @@ pub(super) fn set_up(newborn: &Newborn<'_>) -> Result<(Init, Vec<String>), Failu
     }
     forbid_negative_oom_score().at("reset oom_score_adj")?;
 
-    let [rootfs, dev, sys] = wait_for_go(newborn).at("receive the mounts")?;
+    let ([rootfs, dev, sys], volumes) = wait_for_go(newborn).at("receive the mounts")?;
     unshare(CloneFlags::CLONE_NEWCGROUP).at("make a cgroup namespace")?;
     setsid().at("make a session")?;
     setgroups(&[]).at("drop the host's groups")?;
@@ -99,6 +99,9 @@ pub(super) fn set_up(newborn: &Newborn<'_>) -> Result<(Init, Vec<String>), Failu
     home::set_up(&account, &mut warnings).at("set the account up")?;
     for (path, options) in &spec.security.tmpfs {
         filesystems::extra_tmpfs(path, options).at(&format!("mount a tmpfs on {path}"))?;
+    }
+    for (volume, mount) in spec.volumes.iter().zip(volumes) {
+        filesystems::mount_volume(volume, &mount).at(&format!("mount a volume on {}", volume.path))?;
     }
     if spec.security.readonly_rootfs {
         filesystems::make_root_read_only().at("make the root file system read-only")?;
@@ -138,13 +141,15 @@ fn forbid_negative_oom_score() -> io::Result<()> {
     if score.starts_with('-') { std::fs::write(path, "0") } else { Ok(()) }
 }
 
-/// The three mounts that come with the spawner's word.
-fn wait_for_go(newborn: &Newborn<'_>) -> io::Result<[OwnedFd; 3]> {
+/// The mounts that come with the spawner's word: three that everybody has, and those of volumes.
+fn wait_for_go(newborn: &Newborn<'_>) -> io::Result<([OwnedFd; 3], Vec<OwnedFd>)> {
     // The spawner mounts meanwhile, and kills us if it gives up; if it dies the socket is at its end.
     let timeout = nix::sys::time::TimeVal::new(Duration::from_secs(60).as_secs().cast_signed(), 0);
     nix::sys::socket::setsockopt(&newborn.socket.as_fd(), nix::sys::socket::sockopt::ReceiveTimeout, &timeout)?;
-    let (ToNewborn::Go, mounts) = wire::recv(newborn.socket)?.ok_or(io::ErrorKind::UnexpectedEof)?;
-    mounts.try_into().map_err(|_| io::ErrorKind::InvalidData.into())
+    let (ToNewborn::Go, mut mounts) = wire::recv(newborn.socket)?.ok_or(io::ErrorKind::UnexpectedEof)?;
+    let volumes = mounts.split_off(mounts.len().min(3));
+    let everybodys = mounts.try_into().map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+    Ok((everybodys, volumes))
 }
 
 /// Descriptors 0 to 2 are the daemon's until now.

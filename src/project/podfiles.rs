@@ -100,7 +100,5 @@ fn unsupported(podfile: &Podfile) -> Vec<String> {
     }
     let limited = podfile.services.iter().filter(|service| service.resources.disk.is_some());
     fields.extend(limited.map(|service| format!("resources.disk of service {}", service.name)));
-    let with_volumes = podfile.services.iter().filter(|service| !service.volumes.is_empty());
-    fields.extend(with_volumes.map(|service| format!("volumes of service {}", service.name)));
     fields
 }

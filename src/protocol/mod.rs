@@ -400,8 +400,8 @@ pub enum ExitStatus {
 /// To the spawner, the single-threaded helper that clones containers.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToSpawner {
-    /// Make a container. Descriptors, in this order: its network namespace, the listening socket of its init, then those
-    /// of [`ContainerSpec::cgroup`].
+    /// Make a container. Descriptors, in this order: its network namespace, the listening socket of its init, those of
+    /// [`ContainerSpec::cgroup`], and a detached mount for each of [`ContainerSpec::volumes`].
     Create(Box<ContainerSpec>),
 }
 
@@ -422,7 +422,8 @@ pub enum FromSpawner {
 /// From the spawner to the child that it has just cloned.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToNewborn {
-    /// Your ids are mapped. Comes with three detached mounts: the root file system, `/dev`, and `/sys`.
+    /// Your ids are mapped. Comes with three detached mounts: the root file system, `/dev`, and `/sys`; and one for each
+    /// volume.
     Go,
 }
 
@@ -446,6 +447,8 @@ pub struct ContainerSpec {
     /// Exist, are empty, on one file system, and owned by `id_base`.
     pub upperdir: PathBuf,
     pub workdir: PathBuf,
+    /// What else is mounted.
+    pub volumes: Vec<Volume>,
     /// How init gets into its cgroup.
     pub cgroup: CgroupJoin,
     pub account: Account,
@@ -459,6 +462,16 @@ pub struct ContainerSpec {
     pub rlimits: Rlimits,
     /// Size of `/dev/shm` in bytes.
     pub shm_bytes: u64,
+}
+
+/// A directory that is mounted into a container, with the ids 0 to 65535 on disk.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Volume {
+    /// Where; made if it is missing.
+    pub path: String,
+    pub read_only: bool,
+    /// It is the container's own: an empty one gets the owner and the mode of what the image has in its place.
+    pub named: bool,
 }
 
 /// How a process joins a container's cgroup.

@@ -154,6 +154,12 @@ impl Scratch {
     }
 }
 
+/// Shows the detached mount of a volume with the container's ids.
+pub(super) fn shift(mount: &OwnedFd, read_only: bool, userns: BorrowedFd<'_>) -> io::Result<()> {
+    let read_only = if read_only { attr::RDONLY } else { 0 };
+    mount_setattr_idmap(mount.as_fd(), attr::NODEV | attr::NOSUID | read_only, userns)
+}
+
 fn invalid(message: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, message)
 }

@@ -153,7 +153,10 @@ impl Role {
     /// The outer error is fatal for the spawner, the inner one only for this container.
     #[allow(clippy::type_complexity)]
     fn create(&self, spec: &ContainerSpec, fds: &[OwnedFd]) -> io::Result<Result<(Container, Vec<String>), Failure>> {
-        let [netns, listener, cgroups @ ..] = fds else {
+        let [netns, listener, rest @ ..] = fds else {
+            return Ok(Err(io::ErrorKind::InvalidInput).step("read the request"));
+        };
+        let Some((cgroups, volumes)) = rest.len().checked_sub(spec.volumes.len()).map(|at| rest.split_at(at)) else {
             return Ok(Err(io::ErrorKind::InvalidInput).step("read the request"));
         };
         let (into_cgroup, tasks) = match (spec.cgroup, cgroups) {
@@ -170,7 +173,7 @@ impl Role {
         }
         let born = self.clone_init(spec, pair, listener, tasks, into_cgroup);
         setns(&self.own_netns, CloneFlags::CLONE_NEWNET)?;
-        Ok(born.and_then(|newborn| newborn.bring_up(&self.scratch, spec)))
+        Ok(born.and_then(|newborn| newborn.bring_up(&self.scratch, spec, volumes)))
     }
 
     fn clone_init(
@@ -223,6 +226,7 @@ impl Newborn {
         mut self,
         scratch: &mounts::Scratch,
         spec: &ContainerSpec,
+        volumes: &[OwnedFd],
     ) -> Result<(Container, Vec<String>), Failure> {
         let pid = self.container.as_ref().map_or(0, Container::pid);
         let map = format!("0 {} 65536\n", spec.id_base);
@@ -231,7 +235,12 @@ impl Newborn {
         let userns = fs::File::open(format!("/proc/{pid}/ns/user")).step("open the user namespace")?;
         let rootfs = scratch.overlay(spec, userns.as_fd()).step("mount the root file system")?;
         let dev = mounts::dev(spec.id_base).step("make /dev")?;
-        let mounts = [rootfs.as_fd(), dev.as_fd(), self.sys.as_fd()];
+        for (volume, mount) in spec.volumes.iter().zip(volumes) {
+            mounts::shift(mount, volume.read_only, userns.as_fd())
+                .step(&format!("map the ids of volume {}", volume.path))?;
+        }
+        let mut mounts = vec![rootfs.as_fd(), dev.as_fd(), self.sys.as_fd()];
+        mounts.extend(volumes.iter().map(AsFd::as_fd));
         wire::send(self.socket.as_fd(), &ToNewborn::Go, &mounts).step("hand over the mounts")?;
 
         wait_readable(self.socket.as_fd(), SETUP_LIMIT).step("wait for init")?;

@@ -107,7 +107,7 @@ impl Spawner {
 
     /// Makes a container and returns when its init accepts connections on `init_listener`. Blocks.
     ///
-    /// `cgroup_fds` are those that `spec.cgroup` speaks of. The spawner's own death is survived: one that was found dead
+    /// `more_fds` are those that `spec.cgroup` speaks of, and then a detached mount for each of `spec.volumes`. The spawner's own death is survived: one that was found dead
     /// is replaced before anything was asked of it, one that dies or hangs over this request is replaced at the next.
     ///
     /// # Errors
@@ -117,11 +117,11 @@ impl Spawner {
         spec: &ContainerSpec,
         netns: BorrowedFd<'_>,
         init_listener: BorrowedFd<'_>,
-        cgroup_fds: &[BorrowedFd<'_>],
+        more_fds: &[BorrowedFd<'_>],
     ) -> Result<Container, RuntimeError> {
         let container = &spec.container;
         let mut fds = vec![netns, init_listener];
-        fds.extend(cgroup_fds);
+        fds.extend(more_fds);
         let request = ToSpawner::Create(Box::new(spec.clone()));
         let request =
             wire::encode(&request).map_err(|source| RuntimeError::Ask { container: container.clone(), source })?;

@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use super::steps::{Context, CreateError, RLIMITS};
+use super::{
+    steps::{Context, CreateError, RLIMITS},
+    volumes::Prepared,
+};
 use crate::{
     cgroup::Cgroup,
     errors::chain,
@@ -39,6 +42,7 @@ pub(super) struct Blueprint<'a> {
     pub env: Vec<(String, String)>,
     pub workdir: Option<String>,
     pub security: SecuritySpec,
+    pub volumes: Prepared,
 }
 
 impl Context {
@@ -56,8 +60,20 @@ impl Context {
 
     /// Makes a container and records its init. What is there of it after a failure is for [`Context::destroy`].
     pub(super) fn make_container(&self, blueprint: Blueprint<'_>) -> Result<Container, CreateError> {
-        let Blueprint { id, id_base, address, image, cgroup, hostname, hosts, account, env, workdir, security } =
-            blueprint;
+        let Blueprint {
+            id,
+            id_base,
+            address,
+            image,
+            cgroup,
+            hostname,
+            hosts,
+            account,
+            env,
+            workdir,
+            security,
+            volumes,
+        } = blueprint;
         let directory = self.container_directory(&id);
         runtime::rootfs::prepare(&directory, id_base).map_err(CreateError::Rootfs)?;
         let run = self.run_dir.join(id.session.as_str());
@@ -74,6 +90,7 @@ impl Context {
             layers: image.layers.clone(),
             upperdir: directory.join("upper"),
             workdir: directory.join("work"),
+            volumes: volumes.volumes,
             cgroup: join,
             account,
             env,
@@ -84,10 +101,10 @@ impl Context {
             rlimits: RLIMITS,
             shm_bytes: 64 << 20,
         };
-        let join_fds: Vec<_> = join_fds.iter().map(OwnedFd::as_fd).collect();
+        let more_fds: Vec<_> = join_fds.iter().chain(&volumes.mounts).map(OwnedFd::as_fd).collect();
         let container = self
             .spawner
-            .create(&spec, segment.netns.as_fd(), listener.as_fd(), &join_fds)
+            .create(&spec, segment.netns.as_fd(), listener.as_fd(), &more_fds)
             .map_err(CreateError::Container)?;
         let starttime = container.starttime().map_err(CreateError::Died)?;
         self.state.set_container(&id, container.pid(), starttime, protocol::VERSION).map_err(CreateError::Record)?;

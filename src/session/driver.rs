@@ -411,6 +411,7 @@ impl Driver {
                 });
                 let session = build::ensure(&inner, &environment.image, &config, |line| progress.line(line));
                 tokio::try_join!(session, services)?;
+                services::wait_for_volumes(&inner, &key, &environment).await?;
                 Ok(environment)
             };
             // What has been begun goes on in the background, for the next one who wants the images.
@@ -443,7 +444,7 @@ impl Driver {
             if let Some(delay) = delay {
                 tokio::time::sleep(delay).await;
             }
-            services::stop(services, &record).await;
+            services::stop(services).await;
             let result = blocking(&inner, move |context| context.destroy(&record, container)).await;
             // As above.
             let _ = mailbox.send(Event::Destroyed(result));

@@ -20,6 +20,7 @@ mod set_up;
 pub mod state;
 pub mod steps;
 mod variables;
+mod volumes;
 
 pub use self::{
     build::BuildFailure,

@@ -29,6 +29,7 @@ use super::{
     leaks::session_in,
     services::{Plan, PlanError, ServiceError, Services},
     variables::Variables,
+    volumes::{Prepared, VolumeError},
 };
 use crate::{
     cgroup::{self, Cgroups},
@@ -88,6 +89,8 @@ pub struct Context {
     /// `STATE/sessions` and `RUN/sessions`: one directory for each session in either.
     pub state_dir: PathBuf,
     pub run_dir: PathBuf,
+    /// `STATE/volumes`
+    pub volumes_dir: PathBuf,
     pub tag: InstanceTag,
     /// The kernel's id of this boot; records of another boot describe objects that are gone.
     pub boot_id: String,
@@ -128,6 +131,10 @@ pub enum CreateError {
     Build(BuildFailure),
     #[error("service {0} cannot be run")]
     Plan(String, #[source] PlanError),
+    #[error("service {0} cannot have its volumes")]
+    Volume(String, #[source] VolumeError),
+    #[error("the last session of {0} still runs, whose services use the same volumes; try again")]
+    VolumesInUse(SessionKey),
     #[error(transparent)]
     Service(#[from] ServiceError),
     #[error("the session was stopped while it was being made")]
@@ -292,7 +299,8 @@ impl Context {
             let name = service.image.to_string();
             let image = self.store.lookup(&service.image).map_err(|error| CreateError::Image(name.clone(), error))?;
             let image = image.ok_or(CreateError::ImageRemoved(name))?;
-            let plan = Plan::new(service, &image).map_err(|error| CreateError::Plan(service.name.clone(), error))?;
+            let plan = Plan::new(service, &image, environment.life.mode)
+                .map_err(|error| CreateError::Plan(service.name.clone(), error))?;
             services.push(NewService {
                 name: service.name.clone(),
                 image: image.id.to_string(),
@@ -375,6 +383,7 @@ impl Context {
             env: Variables { key, session: &record.id, image: &of_image }.with(&environment.env)?,
             workdir: environment.workdir.clone(),
             security: environment.security.clone(),
+            volumes: Prepared::none(),
         })?;
         let starttime = container.starttime().map_err(CreateError::Died)?;
         (record.init, record.init_version) = (Some((container.pid(), starttime)), protocol::VERSION);
@@ -396,6 +405,9 @@ impl Context {
                 env: Variables { key, session: &record.id, image: &env }.with(&own)?,
                 workdir: None,
                 security: environment.security_of_services(config),
+                volumes: self
+                    .volumes(key, &record.id, service, record.mode, &config.volumes.allow)
+                    .map_err(|error| CreateError::Volume(service.name.clone(), error))?,
             })?;
             let starttime = container.starttime().map_err(CreateError::Died)?;
             let service = &mut record.services[index];

@@ -277,6 +277,7 @@ fn open_leaves(config: &Config) -> Result<Context, StartError> {
         podfiles: Podfiles::default(),
         state_dir: paths.state_dir.join("sessions"),
         run_dir: paths.run_dir.join("sessions"),
+        volumes_dir: paths.state_dir.join("volumes"),
         tag: config.instance.clone(),
         boot_id: boot_id.trim().to_owned(),
     })

@@ -90,6 +90,7 @@ impl Host {
             layers: vec!["busybox".to_owned()],
             upperdir: dir.join("upper"),
             workdir: dir.join("work"),
+            volumes: Vec::new(),
             cgroup: CgroupJoin::V1 { count: 0 },
             account: Account {
                 user: user.map(|user| user.parse().unwrap()),

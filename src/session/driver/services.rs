@@ -1,21 +1,26 @@
 //! What a driver does about its session's services: they are started before anybody works in it, and asked to end before its
 //! containers are killed.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
 use super::{Progress, blocking};
 use crate::{
-    config::Mode,
     image::Progress as _,
     session::{
+        environment::Environment,
         registry::Inner,
         services::Services,
-        steps::{CreateError, Live},
+        steps::{CreateError, Live, SessionKey},
+        volumes,
     },
     state::SessionRecord,
 };
+
+/// How long the last session may take to be gone, and how often to look.
+const VOLUMES_LIMIT: Duration = Duration::from_secs(30);
+const VOLUMES_POLL: Duration = Duration::from_millis(50);
 
 /// Starts the services of a session whose containers have been made, and waits until they are ready. If that does not come
 /// about, or it is stopped meanwhile, nothing is left of the session.
@@ -51,10 +56,33 @@ pub(super) fn adopt(inner: &Inner, record: &SessionRecord) -> Option<Services> {
 }
 
 /// Lets services end by themselves where what they write outlives them.
-pub(super) async fn stop(services: Option<Services>, record: &SessionRecord) {
-    if let Some(services) = services
-        && record.mode != Mode::DestroyOnDisconnect
-    {
+pub(super) async fn stop(services: Option<Services>) {
+    if let Some(services) = services {
         services.stop().await;
     }
+}
+
+/// Waits until no earlier session of `key` uses the volumes that a new one is going to use: two databases with the same files
+/// destroy them.
+pub(super) async fn wait_for_volumes(
+    inner: &Arc<Inner>,
+    key: &SessionKey,
+    environment: &Environment,
+) -> Result<(), CreateError> {
+    let mut volumes = environment.services.iter().flat_map(|service| &service.volumes);
+    if !volumes.any(|volume| volumes::outlives(volume, environment.life.mode)) {
+        return Ok(());
+    }
+    let gone = async {
+        loop {
+            let sessions = blocking(inner, |context| context.state.sessions()).await.map_err(CreateError::Record)?;
+            let same = |record: &SessionRecord| record.user == key.user && record.project == key.project;
+            if !sessions.iter().any(same) {
+                return Ok(());
+            }
+            tokio::time::sleep(VOLUMES_POLL).await;
+        }
+    };
+    let waited = tokio::time::timeout(VOLUMES_LIMIT, gone).await;
+    waited.unwrap_or_else(|_elapsed| Err(CreateError::VolumesInUse(key.clone())))
 }

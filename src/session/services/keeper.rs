@@ -43,6 +43,7 @@ pub(super) type Tail = Arc<Mutex<VecDeque<String>>>;
 pub(super) struct Keeper {
     life: watch::Receiver<Life>,
     tail: Tail,
+    outlived: bool,
     task: JoinHandle<()>,
 }
 
@@ -67,8 +68,14 @@ impl Keeper {
         let (sender, life) = watch::channel(Life::Starting);
         let tail = Tail::default();
         let log = Arc::new(Log::new(&member.directory));
+        let outlived = member.plan.outlived;
         let task = Task { member, log, tail: tail.clone(), life: sender };
-        Self { life, tail, task: tokio::spawn(task.run(stopping, resume)) }
+        Self { life, tail, outlived, task: tokio::spawn(task.run(stopping, resume)) }
+    }
+
+    /// Whether something that the service writes outlives its session.
+    pub(super) fn is_outlived(&self) -> bool {
+        self.outlived
     }
 
     pub(super) fn life(&self) -> watch::Receiver<Life> {

@@ -124,8 +124,11 @@ impl Services {
         Self { keepers, stopping }
     }
 
-    /// Asks all of them to end, and waits until they have, or have had their time.
+    /// Lets those end by themselves that write what outlives the session, and waits until they have, or have had their time.
     pub async fn stop(self) {
+        if !self.keepers.iter().any(Keeper::is_outlived) {
+            return;
+        }
         self.stopping.cancel();
         for keeper in self.keepers {
             keeper.ended().await;

@@ -6,10 +6,11 @@ use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    config::Mode,
     image::Image,
     podfile::{Restart, Service},
     protocol::{Bytes, Identity, Program, Variables},
-    session::inside::Run,
+    session::{inside::Run, volumes},
 };
 
 /// All that is needed to start a service in its container, to start it again and to end it. Kept in the session's record,
@@ -27,6 +28,8 @@ pub struct Plan {
     pub ready_exec: Option<Vec<String>>,
     pub ready_timeout_ms: u64,
     pub needs: Vec<String>,
+    /// Whether something that it writes outlives its session, so that it is to end by itself.
+    pub outlived: bool,
 }
 
 /// Why a service cannot be run.
@@ -39,8 +42,8 @@ pub enum PlanError {
 }
 
 impl Plan {
-    /// That of `service`, which runs `image`.
-    pub fn new(service: &Service, image: &Image) -> Result<Self, PlanError> {
+    /// That of `service`, which runs `image`, in a session of `mode`.
+    pub fn new(service: &Service, image: &Image, mode: Mode) -> Result<Self, PlanError> {
         let config = image.config.config().clone().unwrap_or_default();
         let of_image = |list: &Option<Vec<String>>| list.clone().unwrap_or_default();
         // As everywhere: who gives another entrypoint does not want its arguments either.
@@ -65,6 +68,7 @@ impl Plan {
             ready_exec: service.ready.exec.clone(),
             ready_timeout_ms: timeout,
             needs: service.needs.clone(),
+            outlived: service.volumes.iter().any(|volume| volumes::outlives(volume, mode)),
         })
     }
 
@@ -133,6 +137,8 @@ mod tests {
         }
     }
 
+    const MODE: Mode = Mode::GracePeriod;
+
     fn service() -> Service {
         Service {
             name: "db".to_owned(),
@@ -155,13 +161,13 @@ mod tests {
 
     #[test]
     fn a_service_is_run_as_its_image_says() {
-        let plan = Plan::new(&service(), &image(POSTGRES)).unwrap();
+        let plan = Plan::new(&service(), &image(POSTGRES), MODE).unwrap();
         assert_eq!(plan.argv, ["entry.sh", "postgres"]);
         assert_eq!((plan.user.as_str(), plan.cwd.as_str(), plan.stop_signal), ("postgres", "/data", libc::SIGINT));
         assert_eq!(plan.to_text().parse(), Ok(plan));
-        let plain = Plan::new(&service(), &image(r#"{"Cmd":["x"],"User":"","WorkingDir":""}"#)).unwrap();
+        let plain = Plan::new(&service(), &image(r#"{"Cmd":["x"],"User":"","WorkingDir":""}"#), MODE).unwrap();
         assert_eq!((plain.user.as_str(), plain.cwd.as_str(), plain.stop_signal), ("root", "/", libc::SIGTERM));
-        assert_eq!(Plan::new(&service(), &image("{}")), Err(PlanError::NoCommand("postgres:16".to_owned())));
+        assert_eq!(Plan::new(&service(), &image("{}"), MODE), Err(PlanError::NoCommand("postgres:16".to_owned())));
     }
 
     #[test]
@@ -169,13 +175,13 @@ mod tests {
         let words = |list: &[&str]| Some(list.iter().map(|&word| word.to_owned()).collect::<Vec<_>>());
         let argv = |entrypoint, command| {
             let service = Service { entrypoint, command, ..service() };
-            Plan::new(&service, &image(POSTGRES)).map(|plan| plan.argv)
+            Plan::new(&service, &image(POSTGRES), MODE).map(|plan| plan.argv)
         };
         assert_eq!(argv(None, words(&["-c", "x"])).ok(), words(&["entry.sh", "-c", "x"]));
         assert_eq!(argv(words(&["sh"]), None).ok(), words(&["sh"]), "without the image's arguments");
         assert_eq!(argv(words(&["sh"]), words(&["-c"])).ok(), words(&["sh", "-c"]));
         let service = Service { user: Some("7:8".to_owned()), restart: Restart::OnFailure, ..service() };
-        let plan = Plan::new(&service, &image(POSTGRES)).unwrap();
+        let plan = Plan::new(&service, &image(POSTGRES), MODE).unwrap();
         assert_eq!((plan.user.as_str(), plan.restart), ("7:8", true));
     }
 
