@@ -174,6 +174,21 @@ fn a_namespace_inside_uncovers_nothing_and_gains_nothing_outside_it() {
     end(&host);
 }
 
+#[test]
+fn the_users_own_file_allows_it_or_takes_it_away() {
+    let make = "unshare --map-root-user --mount true";
+    for (server, of_ada, status) in [(false, true, 0), (true, false, 1)] {
+        let config = format!("security:\n  nested: {server}");
+        let host = Host::new().image(Image::Debian).user("ada").user("bob").config(&config).start();
+        let users = host.root.join("etc/podspawn/users");
+        fs::create_dir_all(&users).unwrap();
+        fs::write(users.join("ada.yaml"), format!("nested: {of_ada}\n")).unwrap();
+        host.ssh("ada", make).run().status(status);
+        host.ssh("bob", make).run().status(1 - status);
+        host.assert_no_session_left();
+    }
+}
+
 /// Makes user namespaces that stay, until the kernel says no; prints how many there were.
 const MANY: &str = "import ctypes, os
 libc, count, held = ctypes.CDLL(None, use_errno=True), 0, []

@@ -14,7 +14,8 @@ use super::{
 };
 use crate::image::Reference;
 
-const FIELDS: &[&str] = &["image", "cpus", "memory", "pids", "disk", "shell", "mode", "env", "dotfiles", "user"];
+const FIELDS: &[&str] =
+    &["image", "cpus", "memory", "pids", "disk", "shell", "mode", "env", "dotfiles", "user", "nested"];
 
 /// What wins over defaults and Podfiles for one user. What is `None` or empty is not said.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -28,6 +29,8 @@ pub struct Overrides {
     pub env: BTreeMap<String, String>,
     pub dotfiles: Option<Dotfiles>,
     pub user: Option<User>,
+    /// Whether sandboxes work inside. No Podfile can say it.
+    pub nested: Option<bool>,
 }
 
 impl Overrides {
@@ -64,6 +67,7 @@ impl Overrides {
             env: fields.get("env").map(|item| variables_of(item, report)).unwrap_or_default(),
             dotfiles: fields.get("dotfiles").and_then(|item| dotfiles(item, report)).map(|at| at.value),
             user: fields.get("user").and_then(|item| item.parse(report, User::parse)).map(|at| at.value),
+            nested: fields.get("nested").and_then(|item| item.parse(report, switch)).map(|at| at.value),
         };
         if let (Some(Mode::Persistent), Some(item)) = (overrides.mode, fields.get("mode")) {
             report.error(&item.place, "persistent is not supported by this version of podspawn");
@@ -81,6 +85,10 @@ fn image(text: &str) -> Result<String, ValueError> {
     parsed.map(|_| text.to_owned()).map_err(|error| ValueError::Other(error.to_string()))
 }
 
+fn switch(text: &str) -> Result<bool, ValueError> {
+    text.parse().map_err(|_| ValueError::Word { value: text.to_owned(), known: &["true", "false"] })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,6 +97,7 @@ mod tests {
     #[test]
     fn what_a_file_says_is_read() {
         let text = "image: debian:12\ncpus: 0.5\nmemory: 512m\npids: 99\nshell: /bin/zsh\nmode: grace-period\nuser: root\n\
+                    nested: true\n\
                     env: {A: 1.20, B:}\ndotfiles: {repo: github.com/me/dots, install: ./install.sh}\n";
         let overrides = Overrides::parse("ada.yaml", text).unwrap();
         let expected = Overrides {
@@ -102,6 +111,7 @@ mod tests {
                 install: Some("./install.sh".to_owned()),
             }),
             user: Some(User::Root),
+            nested: Some(true),
         };
         assert_eq!(overrides, expected);
         for nothing in ["", "# memory: 1g\n", "memory:\n"] {
@@ -118,6 +128,7 @@ mod tests {
             ("mode: persistent", "ada.yaml:1:7: mode: persistent is not supported by this version"),
             ("disk: 5g", "ada.yaml:1:7: disk: is not supported by this version"),
             ("shell: zsh", "ada.yaml:1:8: shell: \"zsh\" is not an absolute path"),
+            ("nested: perhaps", "ada.yaml:1:9: nested: \"perhaps\" is not one of true, false"),
             ("user: ada", "ada.yaml:1:7: user: \"ada\" is not one of root"),
             ("env: [A]", "ada.yaml:1:1: env: must be a map, not a list"),
             ("env: {A=B: x}", "is not a name of a variable"),

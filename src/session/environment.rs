@@ -169,6 +169,7 @@ impl Environment {
     fn apply_overrides(&mut self, overrides: Overrides, config: &Config) {
         self.apply_account(overrides.user, overrides.shell, config);
         self.apply_limits(&overrides.resources);
+        self.security.nested = overrides.nested.unwrap_or(self.security.nested);
         self.set_up.dotfiles = overrides.dotfiles.or(self.set_up.dotfiles.take());
         for (name, value) in overrides.env {
             self.env.retain(|(known, _)| *known != name);
@@ -198,10 +199,10 @@ impl Environment {
         Account { user: None, sudo: false, ..self.account.clone() }
     }
 
-    /// The profile of services: the session's, but that none of them needs sudo.
+    /// The profile of services: the session's, but that none of them needs sudo, or sandboxes.
     pub fn security_of_services(&self, config: &Config) -> SecuritySpec {
         let no_new_privileges = config.security.no_new_privileges.unwrap_or(true);
-        SecuritySpec { no_new_privileges, ..self.security.clone() }
+        SecuritySpec { no_new_privileges, nested: false, ..self.security.clone() }
     }
 
     fn become_root(&mut self, config: &Config) {
