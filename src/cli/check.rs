@@ -174,6 +174,7 @@ fn effective(config: &Config) -> Vec<(&'static str, Value)> {
         ("images.max_size", json!(images.max_bytes)),
         ("images.max_entries", json!(images.max_entries)),
         ("builds.step_timeout", duration(builds.step_timeout)),
+        ("builds.mirrors", json!(builds.mirrors)),
         ("podfile.private_hosts", json!(podfile.private_hosts)),
     ]
 }

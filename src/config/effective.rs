@@ -14,7 +14,7 @@ use super::{
     seccomp_profile::{Circumstances, ProfileFile},
     units,
 };
-use crate::{names::InstanceTag, protocol::Algorithms};
+use crate::{image, names::InstanceTag, protocol::Algorithms};
 
 /// The bounding set of a container: what package managers and servers need, and nothing that reaches beyond the
 /// container's own namespaces. See docs/security.md.
@@ -392,5 +392,16 @@ fn images(fields: &Fields<'_>, raw: raw::Images) -> Result<Images, ConfigError> 
 }
 
 fn builds(fields: &Fields<'_>, raw: raw::Builds) -> Result<Builds, ConfigError> {
-    Ok(Builds { step_timeout: fields.duration("builds.step_timeout", raw.step_timeout.as_deref(), "30m")? })
+    let mirrors = raw.mirrors.unwrap_or_default();
+    for (language, address) in &mirrors {
+        if !image::MAKERS.iter().any(|(name, _)| name == language) {
+            let text = format!("{language:?} is not one of go, nodejs, python, rust");
+            return Err(fields.rule("builds.mirrors", text));
+        }
+        if !address.starts_with("https://") && !address.starts_with("http://") {
+            return Err(fields.rule("builds.mirrors", format!("{address:?} is not an http or https address")));
+        }
+    }
+    let step_timeout = fields.duration("builds.step_timeout", raw.step_timeout.as_deref(), "30m")?;
+    Ok(Builds { step_timeout, mirrors })
 }

@@ -256,6 +256,8 @@ pub struct Metrics {
 pub struct Builds {
     /// How long each command of a step may take.
     pub step_timeout: Duration,
+    /// Where languages are got instead of from their makers: an address that has what theirs has, for each language.
+    pub mirrors: std::collections::BTreeMap<String, String>,
 }
 
 /// What Podfiles may lead to.

@@ -181,6 +181,7 @@ section! {
 section! {
     Builds {
         step_timeout: String,
+        mirrors: BTreeMap<String, String>,
     } later { }
 }
 

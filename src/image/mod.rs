@@ -40,6 +40,7 @@ mod repair;
 mod side_by_side;
 mod store;
 mod tarball;
+mod upstream;
 mod view;
 
 use std::{io, path::PathBuf};
@@ -51,6 +52,7 @@ pub use self::{
     layer::{Contents, LayerError, Limits},
     reference::{Reference, ReferenceError},
     store::{Built, ConfigChanges, ConfigError, Image, InUse, Pruned, Settings, Store, StoreLease, listing},
+    upstream::{Libc, MAKERS, Upstream, UpstreamError},
 };
 
 /// Why an image could not be had, kept or removed.

@@ -4,7 +4,15 @@
 //! init and the process say is input: lines and their sum are bounded, and there is no waiting without a limit but for a
 //! process that may run for ever.
 
-use std::{io, net::SocketAddr, os::fd::OwnedFd, path::Path, time::Duration};
+use std::{
+    fs::File,
+    io::{self, Write},
+    net::SocketAddr,
+    os::{fd::OwnedFd, unix::fs::FileExt},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use nix::{
     fcntl::{FcntlArg, OFlag, fcntl},
@@ -58,11 +66,13 @@ pub enum InsideError {
     Nonsense,
     #[error("it was ended after {}", humantime::format_duration(*.0))]
     TimedOut(Duration),
+    #[error("it cannot be given its input")]
+    Input(#[source] io::Error),
     #[error("its output cannot be read")]
     Output(#[source] io::Error),
 }
 
-/// What to run. Its standard input is empty.
+/// What to run.
 #[derive(Debug, Clone)]
 pub struct Run {
     pub program: Program,
@@ -75,6 +85,8 @@ pub struct Run {
     pub output_limit: u64,
     /// It does not end with its [`Process`], and can be [resumed](Process::resume).
     pub stays: bool,
+    /// What it gets as its standard input, from the start of the file; otherwise that is empty.
+    pub input: Option<Arc<File>>,
 }
 
 impl Run {
@@ -88,6 +100,7 @@ impl Run {
             env: Vec::new(),
             output_limit: 16 << 20,
             stays: false,
+            input: None,
         }
     }
 }
@@ -118,29 +131,37 @@ impl Process {
     /// Starts `run` in the container whose init listens at `socket`.
     pub async fn start(socket: &Path, run: Run) -> Result<Self, InsideError> {
         let socket = seqpacket::connect(socket).and_then(AsyncSocket::new).map_err(InsideError::Connect)?;
-        let Run { program, identity, variables, cwd, env, output_limit, stays } = run;
+        let Run { program, identity, variables, cwd, env, output_limit, input, stays } = run;
         let bytes = |text: String| Bytes::from(text.into_bytes());
         let env = env.into_iter().map(|(name, value)| (bytes(name), bytes(value))).collect();
         let exec = Exec { env, cwd, identity, variables, stays, ..Exec::new(ID, program) };
-        Self::begin(socket, &ToInit::Exec(Box::new(exec)), output_limit).await
+        Self::begin(socket, &ToInit::Exec(Box::new(exec)), output_limit, input).await
     }
 
     /// Takes over the process that [stays](Run::stays) in that container, also if it has ended; its output is passed on
     /// without limit.
     pub async fn resume(socket: &Path) -> Result<Self, InsideError> {
         let socket = seqpacket::connect(socket).and_then(AsyncSocket::new).map_err(InsideError::Connect)?;
-        Self::begin(socket, &ToInit::Resume { id: ID }, u64::MAX).await
+        Self::begin(socket, &ToInit::Resume { id: ID }, u64::MAX, None).await
     }
 
-    async fn begin(socket: AsyncSocket, message: &ToInit, output_limit: u64) -> Result<Self, InsideError> {
+    async fn begin(
+        socket: AsyncSocket,
+        message: &ToInit,
+        output_limit: u64,
+        input: Option<Arc<File>>,
+    ) -> Result<Self, InsideError> {
         let answer = timeout(ANSWER_LIMIT, async {
             socket.send(message, &[]).await?;
             socket.recv::<FromInit>().await
         });
         match answer.await.map_err(|_elapsed| InsideError::Silent)? {
             Ok(Some((FromInit::Started { pid, .. }, mut fds))) => {
-                // The first of three is its standard input, which one that is taken over has not.
                 let (Some(stderr), Some(stdout)) = (fds.pop(), fds.pop()) else { return Err(InsideError::Nonsense) };
+                // One that is taken over has no standard input.
+                if let (Some(stdin), Some(input)) = (fds.pop(), input) {
+                    feed(input, stdin).map_err(InsideError::Input)?;
+                }
                 let output = Output::new(stdout, stderr, output_limit).map_err(InsideError::Output)?;
                 Ok(Self { socket, pid, output: Some(output) })
             }
@@ -255,6 +276,25 @@ pub async fn make_directory(socket: &Path, path: &str) -> Result<(), InsideError
 
 fn refused(status: u8, message: &str) -> InsideError {
     InsideError::Refused { status, message: message.chars().filter(|c| !c.is_control()).take(1000).collect() }
+}
+
+/// Writes a file to a process's standard input, beside everything else. Ends with the process at the latest: then nobody is
+/// left who could read it.
+fn feed(file: Arc<File>, stdin: OwnedFd) -> io::Result<()> {
+    fcntl(&stdin, FcntlArg::F_SETFL(OFlag::empty()))?;
+    tokio::task::spawn_blocking(move || {
+        let mut pipe = File::from(stdin);
+        let mut buffer = vec![0; BUFFER];
+        let mut offset = 0;
+        // A process that wants no more of it says by its status whether that is all right.
+        while let Ok(length @ 1..) = file.read_at(&mut buffer, offset) {
+            if pipe.write_all(&buffer[..length]).is_err() {
+                break;
+            }
+            offset += length as u64;
+        }
+    });
+    Ok(())
 }
 
 /// Our ends of a process's output, and how much of it is still passed on.

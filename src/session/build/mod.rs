@@ -10,6 +10,7 @@
 //! wait for the same one. Its containers have records, so that a supervisor that dies over it leaves nothing to the next.
 
 mod container;
+mod package;
 mod step;
 
 use std::{
@@ -231,7 +232,7 @@ impl Build {
             return Ok(base);
         }
         let keys = self.plan.keys(&base.id, LOGIC);
-        let (mut done, mut image) = (0, base);
+        let (mut done, mut image) = (0, base.clone());
         while done < keys.len() {
             let _turn = self.inner.builds.turn(&keys[done], &self.told).await;
             // Perhaps more of it than before: by whom we have waited for.
@@ -239,7 +240,7 @@ impl Build {
                 (done, image) = (found, built);
                 continue;
             }
-            image = self.step(done, &keys[done], &image).await?;
+            image = self.step(done, &keys[done], &base, &image).await?;
             done += 1;
         }
         Ok(image)
@@ -251,7 +252,7 @@ impl Build {
     }
 
     /// Does the step with this number, and says how it goes.
-    async fn step(&self, number: usize, key: &Digest, base: &Image) -> Result<Image, BuildFailure> {
+    async fn step(&self, number: usize, key: &Digest, origin: &Image, base: &Image) -> Result<Image, BuildFailure> {
         let step = &self.plan.steps[number];
         let name = format!("step {}/{}: {step}", number + 1, self.plan.steps.len());
         let _turn = match self.inner.builds.turns.try_acquire() {
@@ -264,8 +265,9 @@ impl Build {
         self.told.line(&name);
         let began = Instant::now();
         let tail = Arc::new(Tail::default());
-        let doing = step::Doing { inner: &self.inner, config: &self.config, key, base, tail: tail.clone() };
-        let mut done = std::pin::pin!(doing.run(step));
+        let (inner, config, told) = (&self.inner, &self.config, &self.told);
+        let doing = step::Doing { inner, config, origin, base, told, tail: tail.clone() };
+        let mut done = std::pin::pin!(doing.run(key, step));
         let result = loop {
             tokio::select! {
                 result = &mut done => break result,

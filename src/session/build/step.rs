@@ -11,12 +11,14 @@ use super::{
         registry::Inner,
         steps::CreateError,
     },
+    Told,
     container::{BuildContainer, CommitError},
+    package::CACHES,
 };
 use crate::{
     config::Config,
     errors::printable,
-    image::{Digest, Image},
+    image::{Digest, Image, ImageError, UpstreamError},
     podfile::Step,
     protocol::{ExitStatus, Identity, Variables},
 };
@@ -39,6 +41,10 @@ pub(super) enum StepError {
     Failed(ExitStatus),
     #[error("what it has changed cannot be kept")]
     Commit(#[from] CommitError),
+    #[error(transparent)]
+    Upstream(#[from] UpstreamError),
+    #[error("the image store cannot be read")]
+    Store(#[source] ImageError),
     #[error("the server is shutting down")]
     Stopped,
 }
@@ -76,65 +82,90 @@ impl Tail {
 pub(super) struct Doing<'a> {
     pub(super) inner: &'a Arc<Inner>,
     pub(super) config: &'a Arc<Config>,
-    pub(super) key: &'a Digest,
+    /// What the plan starts from.
+    pub(super) origin: &'a Image,
+    /// What this step starts from.
     pub(super) base: &'a Image,
+    pub(super) told: &'a Told,
     pub(super) tail: Arc<Tail>,
 }
 
 impl Doing<'_> {
-    /// Does `step` on top of the base. Returns the image that it leads to, which the store then has; without one nothing is
-    /// kept.
-    pub(super) async fn run(&self, step: &Step) -> Result<Image, StepError> {
-        let stop = &self.inner.builds.stop;
-        if stop.is_cancelled() {
-            return Err(StepError::Stopped);
-        }
-        let mut container =
-            BuildContainer::start(self.inner, self.config, self.base).await.map_err(StepError::Container)?;
-        let result = match stop.run_until_cancelled(self.inside(&container, step)).await {
-            None => Err(StepError::Stopped),
-            Some(Err(error)) => Err(error),
-            Some(Ok(())) => container.commit(self.key, self.base, step.to_string(), &[]).await.map_err(Into::into),
-        };
-        container.remove().await;
-        result
-    }
-
-    async fn inside(&self, container: &BuildContainer, step: &Step) -> Result<(), StepError> {
+    /// Does `step` on top of the base. Returns the image that it leads to, which the store then has under `key`; without one
+    /// nothing is kept.
+    pub(super) async fn run(&self, key: &Digest, step: &Step) -> Result<Image, StepError> {
+        let name = step.to_string();
         match step {
             Step::Package(package) => {
-                let run = as_root([
-                    "/bin/sh",
-                    "-c",
-                    "apt-get update && apt-get install -y --no-install-recommends \"$1\"",
-                    "podspawn",
-                    package,
-                ]);
-                self.done(container, run).await
+                let lists = self.lists().await?;
+                let mut with_lists = self.base.clone();
+                with_lists.layers.retain(|layer| lists.layers.first() != Some(layer));
+                with_lists.layers.splice(0..0, lists.layers.first().cloned());
+                let container = self.container(&with_lists).await?;
+                self.keep(container, key, name, &CACHES, async |container| self.install(container, package).await).await
             }
             Step::Run { command, shell, env } => {
                 let pair =
                     |text: &String| text.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
                 let mut run = as_root([shell.as_deref().unwrap_or("/bin/sh"), "-c", command]);
                 run.env.extend(env.iter().filter_map(pair));
-                self.done(container, run).await
+                let container = self.container(self.base).await?;
+                self.keep(container, key, name, &[], async |container| self.done(container, run).await).await
             }
         }
     }
 
+    pub(super) async fn container(&self, image: &Image) -> Result<BuildContainer, StepError> {
+        if self.inner.builds.stop.is_cancelled() {
+            return Err(StepError::Stopped);
+        }
+        BuildContainer::start(self.inner, self.config, image).await.map_err(StepError::Container)
+    }
+
+    /// Does something in `container` and keeps what it has changed, as the image of `key` on top of the base.
+    pub(super) async fn keep(
+        &self,
+        mut container: BuildContainer,
+        key: &Digest,
+        name: String,
+        left_out: &'static [&'static str],
+        work: impl AsyncFnOnce(&BuildContainer) -> Result<(), StepError>,
+    ) -> Result<Image, StepError> {
+        let result = match self.inner.builds.stop.run_until_cancelled(work(&container)).await {
+            None => Err(StepError::Stopped),
+            Some(Err(error)) => Err(error),
+            Some(Ok(())) => container.commit(key, self.base, name, left_out).await.map_err(Into::into),
+        };
+        container.remove().await;
+        result
+    }
+
     /// Runs something that has to succeed, within the time that a step has.
-    async fn done(&self, container: &BuildContainer, run: Run) -> Result<(), StepError> {
-        let tail = self.tail.clone();
-        let limit = self.config.builds.step_timeout;
-        match inside::run(&container.socket(), run, limit, move |line| tail.push(line)).await? {
+    pub(super) async fn done(&self, container: &BuildContainer, run: Run) -> Result<(), StepError> {
+        match self.ended(container, run, |_line| {}).await? {
             ExitStatus::Code(0) => Ok(()),
             status => Err(StepError::Failed(status)),
         }
     }
+
+    /// Runs something to its end, within the time that a step has. `heard` also hears its output.
+    pub(super) async fn ended(
+        &self,
+        container: &BuildContainer,
+        run: Run,
+        mut heard: impl FnMut(Line<'_>) + Send + 'static,
+    ) -> Result<ExitStatus, StepError> {
+        let tail = self.tail.clone();
+        let both = move |line: Line<'_>| {
+            tail.push(line);
+            heard(line);
+        };
+        Ok(inside::run(&container.socket(), run, self.config.builds.step_timeout, both).await?)
+    }
 }
 
 /// A program as root, with nothing of a session in its environment.
-fn as_root<'a>(words: impl IntoIterator<Item = &'a str>) -> Run {
+pub(super) fn as_root<'a>(words: impl IntoIterator<Item = &'a str>) -> Run {
     // Nobody is there to answer.
     let env = vec![("DEBIAN_FRONTEND".to_owned(), "noninteractive".to_owned())];
     let cwd = Some("/".to_owned());
