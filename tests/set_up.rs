@@ -74,7 +74,19 @@ fn hooks_run_as_the_user_before_the_command_and_are_heard_on_stderr() {
     assert_eq!(said(&output.stderr), format!("{NO_GIT}{created}started\nmine\n"));
     let again = host.ssh("ada+web", "wc -l < ~/created; wc -l < ~/started").run();
     assert_eq!(said(&again.ok().stdout("1\n2\n").stderr), "started\n");
+    let logs = |arguments: &[&str]| host.podspawn([&["logs", "ada@web"], arguments].concat()).run().ok().text();
+    let all = "repos | warning: the image has no git, so nothing is cloned; add it: packages: [git]\n\
+               on_create | created by ada in /workspace/web of web, yes\non_create | oops\n\
+               on_start | started\non_start | started\n";
+    assert_eq!(logs(&[]), all);
+    assert_eq!(logs(&["on_start"]), "started\nstarted\n");
+    let mut following = host.podspawn(["logs", "-f", "ada@web", "on_start"]).spawn();
+    let mut kept = [0; "started\nstarted\n".len()];
+    following.stdout.as_mut().unwrap().read_exact(&mut kept).unwrap();
+    host.ssh("ada+web", "true").run().ok();
     host.podspawn(["stop", "ada@web"]).run().ok();
+    finish("logs -f", following).ok().stdout("started\n");
+    host.podspawn(["logs", "ada@web"]).run().status(1).stderr_has("there is no session of ada@web");
 }
 
 #[test]

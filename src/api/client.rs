@@ -15,7 +15,7 @@ use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use super::types::{BuildEvent, BuildRequest, Problem, Session, Stats, Status};
+use super::types::{BuildEvent, BuildRequest, LogLine, Problem, Session, Stats, Status};
 use crate::{session::SessionKey, sys::seqpacket};
 
 /// How long the server may take to answer. It answers from memory.
@@ -76,10 +76,37 @@ impl Client {
     }
 
     /// Builds an image; `heard` hears how it goes, the result at last. Blocks for as long as it takes.
-    pub fn build(&self, request: &BuildRequest, mut heard: impl FnMut(BuildEvent)) -> Result<(), ClientError> {
-        let body = Bytes::from(serde_json::to_vec(request)?);
+    pub fn build(&self, request: &BuildRequest, heard: impl FnMut(BuildEvent)) -> Result<(), ClientError> {
+        self.lines(Method::POST, "/v1/builds", Bytes::from(serde_json::to_vec(request)?), heard)
+    }
+
+    /// What is said in a session, by `source` alone if that is given; with `follow` it blocks until the session is gone.
+    pub fn logs(
+        &self,
+        key: &SessionKey,
+        source: Option<&str>,
+        follow: bool,
+        heard: impl FnMut(LogLine),
+    ) -> Result<(), ClientError> {
+        let mut path = format!("/v1/sessions/{key}/logs?follow={follow}");
+        if let Some(source) = source {
+            // Names of hooks and services are of letters that need no escaping; others name nothing.
+            let plain: String = source.chars().filter(|c| c.is_ascii_alphanumeric() || "._-".contains(*c)).collect();
+            path.push_str(&format!("&source={plain}"));
+        }
+        self.lines(Method::GET, &path, Bytes::new(), heard)
+    }
+
+    /// An answer that goes on for as long as it takes, line by line.
+    fn lines<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        mut heard: impl FnMut(T),
+    ) -> Result<(), ClientError> {
         self.runtime()?.block_on(async {
-            let answer = tokio::time::timeout(LIMIT, self.send(Method::POST, "/v1/builds", body)).await;
+            let answer = tokio::time::timeout(LIMIT, self.send(method, path, body)).await;
             let mut answer = answer.unwrap_or(Err(ClientError::TimedOut))?;
             if !answer.status().is_success() {
                 let status = answer.status();

@@ -11,6 +11,7 @@
 //! | `GET /v1/events` | the audit log's events as they happen, server-sent |
 //! | `GET /v1/stats` | list of [`types::Stats`] |
 //! | `GET /v1/status` | [`types::Status`] |
+//! | `GET /v1/sessions/{user}[@project]/logs?source=NAME&follow=true` | lines, each a [`types::LogLine`], for as long as the session lives if `follow` |
 //! | `POST /v1/sessions/{user}[@project]/stop` | 204, or 404 if there is no such session |
 //! | `POST /v1/stop-all` | 204 |
 //! | `POST /v1/builds` with a [`types::BuildRequest`] | lines, each a [`types::BuildEvent`]; the last one is the result |
@@ -37,6 +38,14 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn events(&self) -> Option<Listener>;
     /// Everything that is counted, as text for Prometheus.
     fn metrics(&self) -> impl Future<Output = String> + Send;
+    /// What is said in a session, by `source` alone if that is given, and from now on too with `follow`; `None` if there is
+    /// no session.
+    fn logs(
+        &self,
+        key: SessionKey,
+        source: Option<String>,
+        follow: bool,
+    ) -> impl Future<Output = Option<std::io::Result<mpsc::Receiver<types::LogLine>>>> + Send;
     /// Ends a session; false if there is none.
     fn stop(&self, key: SessionKey) -> impl Future<Output = bool> + Send;
     /// Ends all sessions.

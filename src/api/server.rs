@@ -11,13 +11,14 @@ use std::{
 use axum::{
     Json, Router,
     body::Body,
-    extract::{Path as PathPart, State},
+    extract::{Path as PathPart, Query, State},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use hyper::body::{Bytes, Frame};
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
+use serde::{Deserialize, Serialize};
 use tokio::{
     net::{UnixListener, UnixStream},
     sync::mpsc,
@@ -25,7 +26,7 @@ use tokio::{
 
 use super::{
     Backend, events, metrics,
-    types::{BuildEvent, BuildRequest, Problem, Status},
+    types::{BuildRequest, Problem, Status},
 };
 use crate::{session::SessionKey, sys::seqpacket};
 
@@ -102,6 +103,7 @@ fn router<B: Backend>(backend: B) -> Router {
         .route("/v1/events", get(events::events::<B>))
         .route("/v1/stats", get(|State(backend): State<B>| async move { Json(backend.stats().await) }))
         .route("/v1/status", get(|State(backend): State<B>| async move { Json(Status::of(&backend.sessions().await)) }))
+        .route("/v1/sessions/{key}/logs", get(logs::<B>))
         .route("/v1/sessions/{key}/stop", post(stop::<B>))
         .route(
             "/v1/stop-all",
@@ -123,6 +125,30 @@ async fn stop<B: Backend>(State(backend): State<B>, PathPart(key): PathPart<Stri
     }
 }
 
+/// Which lines of a log are wanted.
+#[derive(Deserialize)]
+struct LogQuery {
+    source: Option<String>,
+    #[serde(default)]
+    follow: bool,
+}
+
+async fn logs<B: Backend>(
+    State(backend): State<B>,
+    PathPart(key): PathPart<String>,
+    Query(LogQuery { source, follow }): Query<LogQuery>,
+) -> Response {
+    let key = match key.parse::<SessionKey>() {
+        Ok(key) => key,
+        Err(error) => return problem(StatusCode::BAD_REQUEST, &error.to_string()),
+    };
+    match backend.logs(key.clone(), source, follow).await {
+        Some(Ok(said)) => ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::new(Lines(said))).into_response(),
+        Some(Err(error)) => problem(StatusCode::INTERNAL_SERVER_ERROR, &format!("cannot read the log: {error}")),
+        None => problem(StatusCode::NOT_FOUND, &format!("there is no session of {key}")),
+    }
+}
+
 async fn build<B: Backend>(State(backend): State<B>, Json(request): Json<BuildRequest>) -> Response {
     let (events, told) = mpsc::channel(EVENTS);
     tokio::spawn(async move { backend.build(request, events).await });
@@ -131,9 +157,9 @@ async fn build<B: Backend>(State(backend): State<B>, Json(request): Json<BuildRe
 }
 
 /// The body of an answer that goes on: an event on each line.
-struct Lines(mpsc::Receiver<BuildEvent>);
+struct Lines<T>(mpsc::Receiver<T>);
 
-impl hyper::body::Body for Lines {
+impl<T: Serialize> hyper::body::Body for Lines<T> {
     type Data = Bytes;
     type Error = serde_json::Error;
 

@@ -98,6 +98,9 @@ pub enum BuildEvent {
     Failed { error: String, output: Vec<String> },
 }
 
+/// A line that a hook or a service of a session has said.
+pub type LogLine = crate::session::log::Entry;
+
 /// The body of an answer that is not a success.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {

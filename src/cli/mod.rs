@@ -7,6 +7,7 @@ mod doctor;
 mod image;
 mod init;
 mod interrupt;
+mod logs;
 mod podfile;
 mod prebuild;
 mod projects;
@@ -80,6 +81,7 @@ Sessions:
   status          Show the server in numbers
   stats           Show what each session uses
   stop            End a session
+  logs            Show what a session's hooks and services have said
 
 Client:
   setup           Let ssh find projects by host names that end in .pod
@@ -157,6 +159,8 @@ pub enum Command {
     Stats(stats::StatsArgs),
     /// End a session
     Stop(sessions::Stop),
+    /// Show what a session's hooks and services have said
+    Logs(logs::Logs),
     /// Let ssh find projects by host names that end in .pod
     Setup(setup::Setup),
     /// Relay ssh to the server of a project's host name
@@ -256,6 +260,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::List(list) => list.run(&session()?),
         Command::Status(status) => status.run(&session()?),
         Command::Stats(stats) => stats.run(&session()?),
+        Command::Logs(logs) => logs.run(&session()?),
         Command::Stop(stop) => stop.run(&session()?),
         Command::Setup(setup) => setup.run(quiet),
         Command::Connect(connect) => connect.run(),

@@ -69,8 +69,8 @@ pub(super) enum Event {
     Welcomed(ConnectionId),
     /// Where the connection's agent is inside, if it has one.
     Agent(ConnectionId, Option<String>),
-    /// Somebody wants to read the log.
-    Log(oneshot::Sender<Arc<Log>>),
+    /// Somebody wants to read what is said in the session.
+    Logs(oneshot::Sender<Vec<Arc<Log>>>),
     Destroyed(Result<(), steps::DestroyError>),
 }
 
@@ -296,11 +296,10 @@ impl Driver {
                 self.agents.said(id, path);
                 (state, vec![])
             }
-            Event::Log(reply) => {
-                if let Some(log) = &self.log {
-                    // As above.
-                    let _ = reply.send(log.clone());
-                }
+            Event::Logs(reply) => {
+                let of_services = self.services.iter().flat_map(Services::logs);
+                // As above.
+                let _ = reply.send(self.log.iter().cloned().chain(of_services).collect());
                 (state, vec![])
             }
             Event::Destroyed(result) => {

@@ -12,7 +12,10 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::broadcast;
+use tokio::{
+    sync::{broadcast, mpsc},
+    task::JoinSet,
+};
 
 /// The size at which a file is set aside for a new one. The one before it is kept, older ones are not.
 const MAX_FILE: u64 = 1 << 20;
@@ -117,6 +120,48 @@ impl Log {
     fn file(&self) -> MutexGuard<'_, Option<(File, u64)>> {
         self.file.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Sends what is kept in `logs`, in the order in which it was said, and with `follow` what is said from now on, until the
+/// session is gone or nobody listens any more. With a `source` only what that one says.
+///
+/// # Errors
+/// Those of reading the files, before anything is sent.
+pub fn send(
+    logs: &[Arc<Log>],
+    follow: bool,
+    source: Option<String>,
+    to: mpsc::Sender<Entry>,
+) -> io::Result<impl Future<Output = ()> + Send + use<>> {
+    let mut followers = logs.iter().map(Log::follow).collect::<io::Result<Vec<_>>>()?;
+    let mut kept: Vec<Entry> = followers.iter_mut().flat_map(|one| std::iter::from_fn(|| one.kept())).collect();
+    kept.sort_by_key(|entry| entry.time_ms);
+    Ok(async move {
+        let wanted = |entry: &Entry| source.as_ref().is_none_or(|source| *source == entry.source);
+        for entry in kept.into_iter().filter(wanted) {
+            if to.send(entry).await.is_err() {
+                return;
+            }
+        }
+        let mut following = JoinSet::new();
+        for mut follower in followers.into_iter().filter(|_| follow) {
+            let (to, source) = (to.clone(), source.clone());
+            following.spawn(async move {
+                loop {
+                    let entry = tokio::select! {
+                        entry = follower.next() => entry,
+                        () = to.closed() => return,
+                    };
+                    let Some(entry) = entry else { return };
+                    if source.as_ref().is_none_or(|source| *source == entry.source) && to.send(entry).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        // A panic in one of them is not worth more than the end of what it tells.
+        while following.join_next().await.is_some() {}
+    })
 }
 
 impl Follower {

@@ -146,10 +146,10 @@ impl Sessions {
         }
     }
 
-    /// What has been said in the session of `key` by its hooks; `None` if there is no session, or not yet.
-    pub async fn log(&self, key: &SessionKey) -> Option<Arc<Log>> {
+    /// What is said in the session of `key`, by its hooks and its services; `None` if there is no session.
+    pub async fn logs(&self, key: &SessionKey) -> Option<Vec<Arc<Log>>> {
         let (reply, answer) = oneshot::channel();
-        self.0.table().accepting.get(key)?.send(Event::Log(reply)).ok()?;
+        self.0.table().accepting.get(key)?.send(Event::Logs(reply)).ok()?;
         tokio::time::timeout(VIEW_LIMIT, answer).await.ok()?.ok()
     }
 

@@ -1,6 +1,6 @@
 //! What the control socket can ask of the supervisor.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{io, sync::Arc, time::SystemTime};
 
 use tokio::sync::mpsc;
 
@@ -11,8 +11,11 @@ use crate::{
     errors::chain,
     image::{Image, Reference},
     metrics::Now,
-    session::{CreateError, SessionKey, View, state::Reason},
+    session::{CreateError, SessionKey, View, log, state::Reason},
 };
+
+/// Lines of a log that wait for a client to read them.
+const LOG_LINES: usize = 256;
 
 /// The supervisor behind the control API.
 #[derive(Clone)]
@@ -46,6 +49,20 @@ impl api::Backend for Control {
             pulled_bytes: self.0.sessions.context().store.fetched_bytes(),
         };
         self.0.audit.metrics().render(&now)
+    }
+
+    async fn logs(
+        &self,
+        key: SessionKey,
+        source: Option<String>,
+        follow: bool,
+    ) -> Option<io::Result<mpsc::Receiver<types::LogLine>>> {
+        let logs = self.0.sessions.logs(&key).await?;
+        let (to, said) = mpsc::channel(LOG_LINES);
+        Some(log::send(&logs, follow, source, to).map(|sending| {
+            tokio::spawn(sending);
+            said
+        }))
     }
 
     async fn stop(&self, key: SessionKey) -> bool {

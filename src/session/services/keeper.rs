@@ -44,6 +44,7 @@ pub(super) struct Keeper {
     life: watch::Receiver<Life>,
     tail: Tail,
     outlived: bool,
+    log: Arc<Log>,
     task: JoinHandle<()>,
 }
 
@@ -69,8 +70,8 @@ impl Keeper {
         let tail = Tail::default();
         let log = Arc::new(Log::new(&member.directory));
         let outlived = member.plan.outlived;
-        let task = Task { member, log, tail: tail.clone(), life: sender };
-        Self { life, tail, outlived, task: tokio::spawn(task.run(stopping, resume)) }
+        let task = Task { member, log: log.clone(), tail: tail.clone(), life: sender };
+        Self { life, tail, log, outlived, task: tokio::spawn(task.run(stopping, resume)) }
     }
 
     /// Whether something that the service writes outlives its session.
@@ -80,6 +81,11 @@ impl Keeper {
 
     pub(super) fn life(&self) -> watch::Receiver<Life> {
         self.life.clone()
+    }
+
+    /// Everything that it says.
+    pub(super) fn log(&self) -> Arc<Log> {
+        self.log.clone()
     }
 
     /// What it has said last.

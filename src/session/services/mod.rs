@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::keeper::Keeper;
 pub use self::plan::{Plan, PlanError};
-use super::{inside::InsideError, steps::Context};
+use super::{inside::InsideError, log::Log, steps::Context};
 use crate::{
     errors::chain,
     names::ContainerId,
@@ -70,6 +70,11 @@ pub struct Services {
 }
 
 impl Services {
+    /// What the services say, one log for each.
+    pub fn logs(&self) -> Vec<Arc<Log>> {
+        self.keepers.iter().map(Keeper::log).collect()
+    }
+
     /// Starts the services of `record`, whose containers are there, and returns when all are ready.
     ///
     /// # Errors
