@@ -69,7 +69,8 @@ fn a_users_image_is_that_of_sessions_without_a_project() {
     say(&host, "ada", "image: localhost/adas:1\nmode: grace-period\n");
     host.ssh("ada", "true").run().ok();
     assert_eq!(host.sessions()[0]["image"], "localhost/adas:1");
-    host.ssh("ada+unknown", "echo $PODSPAWN_PROJECT").run().ok().stdout("unknown\n");
+    let plain = host.ssh("ada+unknown", "echo $PODSPAWN_PROJECT").run();
+    plain.ok().stdout("unknown\n").stderr_has("project unknown is not registered here");
     assert!(host.sessions().iter().all(|session| session["image"] == "localhost/adas:1"), "{:?}", host.sessions());
 }
 

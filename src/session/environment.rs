@@ -40,6 +40,8 @@ pub struct Environment {
 /// What is done in a new session before anybody works in it, and for each who comes to.
 #[derive(Debug, Clone, Default)]
 pub struct SetUp {
+    /// One line that whoever has the session made is told.
+    pub notice: Option<String>,
     pub dotfiles: Option<podfile::Dotfiles>,
     /// All of them have a path.
     pub repos: Vec<podfile::Repo>,
@@ -96,7 +98,12 @@ impl Environment {
                 environment.apply_podfile(name, &project, &podfile, config);
                 mode = project.mode.or(podfile.mode.and_then(supported)).or(mode);
             }
-            None => environment.image.base = overrides.image.clone().unwrap_or(environment.image.base),
+            None => {
+                environment.image.base = overrides.image.clone().unwrap_or(environment.image.base);
+                environment.set_up.notice = key.project.as_ref().map(|name| {
+                    format!("project {name} is not registered here (podspawn add-project); this is a plain session")
+                });
+            }
         }
         environment.apply_overrides(overrides, config);
         if let Some(mode) = mode {
@@ -147,6 +154,7 @@ impl Environment {
         let repos = repos(name, project, podfile);
         self.workdir = podfile.workspace.clone().or_else(|| repos.first().and_then(|repo| repo.path.clone()));
         self.set_up = SetUp {
+            notice: None,
             dotfiles: podfile.dotfiles.clone(),
             repos,
             on_create: podfile.on_create.clone(),

@@ -86,12 +86,15 @@ pub(super) struct Stage {
 impl SetUp {
     /// Whether there is nothing to be done once.
     pub(super) fn is_empty(&self) -> bool {
-        let Self { dotfiles, repos, on_create, on_start: _ } = self;
-        dotfiles.is_none() && repos.is_empty() && on_create.is_none()
+        let Self { notice, dotfiles, repos, on_create, on_start: _ } = self;
+        notice.is_none() && dotfiles.is_none() && repos.is_empty() && on_create.is_none()
     }
 
     /// Does what is to be done once.
     pub(super) async fn run(&self, stage: &Stage) -> Result<(), SetUpError> {
+        if let Some(notice) = &self.notice {
+            stage.warn("project", notice);
+        }
         let mut git_is_missing = false;
         if let Some(dotfiles) = &self.dotfiles {
             stage.dotfiles(dotfiles, &mut git_is_missing).await;
