@@ -44,6 +44,8 @@ pub enum Image {
     Busybox,
     /// Debian 12 with [`DEBIAN_PACKAGES`]. Made once, and shared by all hosts: they must not remove it.
     Debian,
+    /// Debian 12 without anything, and localhost/postgres, localhost/redis and localhost/nginx. As above.
+    Services,
 }
 
 impl Image {
@@ -51,6 +53,7 @@ impl Image {
         match self {
             Self::Busybox => "localhost/busybox:test",
             Self::Debian => DEBIAN.as_str(),
+            Self::Services => "bootstrap:debian/bookworm",
         }
     }
 
@@ -60,13 +63,17 @@ impl Image {
                 let tar = busybox_tar();
                 host.podspawn(["-q", "image", "import"]).arg(tar).arg(self.reference()).run().ok();
             }
-            Self::Debian => {
-                let state = host.root.join("var/lib/podspawn");
-                fs::create_dir_all(&state).unwrap();
-                symlink(debian_store(), state.join("images")).unwrap();
-            }
+            Self::Debian => share(&debian_store(), host),
+            Self::Services => share(&services_store(), host),
         }
     }
+}
+
+/// Gives the host a store that is there for all.
+fn share(store: &Path, host: &Host) {
+    let state = host.root.join("var/lib/podspawn");
+    fs::create_dir_all(&state).unwrap();
+    symlink(store, state.join("images")).unwrap();
 }
 
 /// Where images stay between runs.
@@ -141,6 +148,38 @@ fn debian_store() -> PathBuf {
         fs::write(root.join("complete"), "").unwrap();
     }
     store
+}
+
+/// An image store with what scripts/build-images makes for services.
+fn services_store() -> PathBuf {
+    let recipes = ["postgres", "redis", "nginx"];
+    let project = Path::new(env!("CARGO_MANIFEST_DIR"));
+    // What they are made by is part of the name, so that other recipes make other images.
+    let mut text = fs::read_to_string(project.join("scripts/build-images")).unwrap();
+    for recipe in recipes {
+        for part in ["podfile.yaml", "entrypoint.sh", "config.json"] {
+            text.push_str(&fs::read_to_string(project.join("images").join(recipe).join(part)).unwrap());
+        }
+    }
+    let cache = cache();
+    let root = cache.join(format!("services-{:08x}", hash(&text)));
+    let _lock = lock(&cache.join("services.lock"));
+    if !root.join("complete").exists() {
+        if root.exists() {
+            fs::remove_dir_all(&root).unwrap();
+        }
+        Run::new(project.join("scripts/build-images"))
+            .arg("--root")
+            .arg(&root)
+            .args(recipes)
+            .env("PODSPAWN", binary())
+            // Some hundred megabytes from the distribution's mirror, once.
+            .deadline(Duration::from_secs(900))
+            .run()
+            .ok();
+        fs::write(root.join("complete"), "").unwrap();
+    }
+    root.join("var/lib/podspawn/images")
 }
 
 pub fn lock(path: &Path) -> Flock<fs::File> {
