@@ -1,5 +1,6 @@
 //! The one task that holds a session: it feeds the state machine and carries its actions out.
 
+mod making;
 mod services;
 mod welcome;
 
@@ -16,23 +17,22 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+pub(super) use self::making::blocking;
 use super::{
     agents::Agents,
-    build,
     client::{Client, ToClient},
-    environment::{Environment, Life, SetUp},
+    environment::{Life, SetUp},
     log::Log,
     registry::Inner,
     services::Services,
     set_up::SetUpError,
     state::{Action, ConnectionId, Creating, Grace, Next, Policy, Reason, Running, State, Stopping},
-    steps::{self, Context, CreateError, Live, SessionKey},
+    steps::{self, CreateError, Live, SessionKey},
 };
 use crate::{
     audit,
     config::Config,
     errors::chain,
-    image::{self, Progress as _},
     state::{Phase, SessionRecord},
     sys::async_fd,
     transcript::Transcript,
@@ -393,84 +393,6 @@ impl Driver {
         self.container = container;
     }
 
-    fn start_creation(&self, config: Arc<Config>) {
-        let (inner, key, mailbox) = (self.inner.clone(), self.key.clone(), self.mailbox.clone());
-        let (progress, stopped) = (self.progress.clone(), self.creation.clone());
-        tokio::spawn(async move {
-            let progress = Arc::new(Progress { mailbox: mailbox.clone(), line: progress });
-            let prepared = async {
-                let environment = blocking(&inner, {
-                    let (key, config) = (key.clone(), config.clone());
-                    move |context| Environment::of(&key, &config, &context.podfiles)
-                });
-                let environment = Arc::new(environment.await?);
-                let services = blocking(&inner, {
-                    let (environment, progress) = (environment.clone(), progress.clone());
-                    move |context| context.ensure_service_images(&environment, &*progress)
-                });
-                let session = build::ensure(&inner, &environment.image, &config, |line| progress.line(line));
-                tokio::try_join!(session, services)?;
-                services::wait_for_volumes(&inner, &key, &environment).await?;
-                Ok(environment)
-            };
-            // What has been begun goes on in the background, for the next one who wants the images.
-            let prepared = stopped.run_until_cancelled(prepared).await;
-            let result = match prepared {
-                None => Err(CreateError::Stopped),
-                Some(Err(error)) => Err(error),
-                Some(Ok(environment)) => {
-                    let created = {
-                        let _turn = inner.creation_turn().await;
-                        blocking(&inner, move |context| context.create(&key, &environment, &config)).await
-                    };
-                    match created {
-                        Ok(live) => services::start(&inner, Box::new(live), progress, &stopped).await,
-                        Err(error) => Err(error),
-                    }
-                }
-            };
-            // The driver outlives its creation, except when the whole process ends.
-            let _ = mailbox.send(Event::Created(result.map_err(Box::new)));
-        });
-    }
-
-    fn start_destruction(&mut self, delay: Option<Duration>) {
-        let Some(record) = self.record.clone() else { return };
-        let (inner, mailbox, container) = (self.inner.clone(), self.mailbox.clone(), self.container.take());
-        let services = self.services.take();
-        self.init = None;
-        tokio::spawn(async move {
-            if let Some(delay) = delay {
-                tokio::time::sleep(delay).await;
-            }
-            services::stop(services).await;
-            let result = blocking(&inner, move |context| context.destroy(&record, container)).await;
-            // As above.
-            let _ = mailbox.send(Event::Destroyed(result));
-        });
-    }
-
-    fn creation_failed(mut self, state: State, error: CreateError) {
-        Inner::retire(&self.inner, &self.key, &self.mailbox);
-        tracing::error!(session = %self.key, "{}", chain(&error));
-        let message = error.told();
-        // From here on nobody finds the mailbox, but some may have come before.
-        while let Ok(event) = self.events.try_recv() {
-            if let Event::Attach(client) = event {
-                client.tell(ToClient::Refused(message.clone()));
-            }
-        }
-        if let State::Creating(creating) = state {
-            for action in creating.failed(&message) {
-                if let Action::Refuse(id, text) = action
-                    && let Some(client) = self.clients.get(&id)
-                {
-                    client.tell(ToClient::Refused(text));
-                }
-            }
-        }
-    }
-
     fn view(&self, state: &State) -> View {
         let (phase, connections, grace_until) = match state {
             State::Creating(_) | State::SettingUp(_) => (Phase::Creating, self.clients.len(), None),
@@ -480,22 +402,6 @@ impl Driver {
         };
         let record = self.record.clone();
         View { key: self.key.clone(), record, phase, connections, ends_at: self.policy.ends_at, grace_until }
-    }
-}
-
-/// Runs kernel work on a thread that may block. A panic in it is passed on.
-pub(super) async fn blocking<T: Send + 'static>(
-    inner: &Arc<Inner>,
-    work: impl FnOnce(&Context) -> T + Send + 'static,
-) -> T {
-    let inner = inner.clone();
-    match tokio::task::spawn_blocking(move || work(&inner.context)).await {
-        Ok(result) => result,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            // The runtime is ending: nobody waits for the answer.
-            Err(_cancelled) => std::future::pending().await,
-        },
     }
 }
 
@@ -533,23 +439,6 @@ async fn until(deadline: Option<SystemTime>) {
         Some(deadline) => {
             let left = deadline.duration_since(SystemTime::now()).unwrap_or_default();
             tokio::time::sleep(left).await;
-        }
-    }
-}
-
-/// Passes on what the image store says to those who wait for the session.
-struct Progress {
-    mailbox: Mailbox,
-    line: Arc<Mutex<Option<String>>>,
-}
-
-impl image::Progress for Progress {
-    fn line(&self, line: &str) {
-        let last = self.line.lock().unwrap_or_else(PoisonError::into_inner).replace(line.to_owned());
-        // The driver has not come to the last one yet, and will find this one instead.
-        if last.is_none() {
-            // Nobody waits any more if the driver is gone.
-            let _ = self.mailbox.send(Event::Progress);
         }
     }
 }

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Progress, blocking};
+use super::making::{Progress, blocking};
 use crate::{
     image::Progress as _,
     session::{

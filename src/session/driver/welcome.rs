@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Driver, Event, Progress, ToClient};
+use super::{Driver, Event, ToClient, making::Progress};
 use crate::{
     image::Progress as _,
     session::{set_up::Stage, state::ConnectionId},
