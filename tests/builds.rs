@@ -6,7 +6,7 @@ use std::{
     fs,
     io::{BufRead, BufReader, Write},
     net::TcpListener,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{PermissionsExt, symlink},
     path::PathBuf,
     process::Child,
     sync::{Arc, Mutex},
@@ -424,4 +424,47 @@ fn two_users_who_connect_at_once_get_one_build_and_a_container_each() {
         .stdout("")
         .stderr_has("step 2/2: run echo so it is; exit 3: it ended with status 3\n  | so it is\n");
     host.ssh("ada", "echo elsewhere").run().ok().stdout("elsewhere\n");
+}
+
+/// What the script for packages would do in an image that has this package manager, and its exit status.
+fn with_manager(manager: &str, answers: &str, package: [&str; 2]) -> (String, i32) {
+    const SCRIPT: &str = include_str!("../src/session/build/package.sh");
+    let path = tempfile::tempdir().unwrap();
+    for applet in ["sort", "tr", "ln"] {
+        symlink("/bin/busybox", path.path().join(applet)).unwrap();
+    }
+    let fake = path.path().join(manager);
+    fs::write(&fake, format!("#!/bin/sh\ncase \"$*\" in\n{answers}\n*) echo \"{manager} $*\" ;;\nesac\n")).unwrap();
+    fs::set_permissions(&fake, fs::Permissions::from_mode(0o755)).unwrap();
+    let run = Run::new("/bin/busybox").args(["sh", "-c", SCRIPT, "podspawn", "install"]).args(package);
+    let output = run.env("PATH", path.path()).run();
+    (output.text(), output.status.unwrap())
+}
+
+#[test]
+fn apk_and_dnf_are_asked_for_the_version_that_is_wanted() {
+    let apk = "'list --available nodejs') echo 'nodejs-22.11.0-r0 x86_64 {nodejs} (MIT)'; echo 'nodejs-current-23.2.0-r1 x86_64' ;;\n\
+               'list --available jq') echo 'jq-1.7.1-r0 x86_64 {jq} (MIT)' ;;";
+    let dnf = "'-q repoquery --queryformat %{version}-%{release}\n nodejs') printf '22.4.1-1.el9\\n22.10.2-1.el9\\n' ;;\n\
+               '-q repoquery --queryformat %{version}-%{release}\n jq') echo 1.6-16.el9 ;;";
+    let options = "-y --setopt=install_weak_deps=False --setopt=tsflags=nodocs";
+    let table = [
+        ("apk", apk, ["jq", ""], "apk add jq\n".to_owned(), 0),
+        ("apk", apk, ["jq", "1.7"], "apk add jq=1.7.1-r0\n".to_owned(), 0),
+        ("apk", apk, ["jq", "1"], "apk add jq=1.7.1-r0\n".to_owned(), 0),
+        ("apk", apk, ["jq", "1.6"], String::new(), 1),
+        ("apk", apk, ["nodejs", ""], "apk add nodejs npm\n".to_owned(), 0),
+        ("apk", apk, ["nodejs", "22"], "apk add nodejs=22.11.0-r0 npm\n".to_owned(), 0),
+        ("apk", apk, ["nodejs", "2"], "podspawn: elsewhere gnu\n".to_owned(), 64),
+        ("apk", apk, ["go", "1.24"], "podspawn: elsewhere gnu\n".to_owned(), 64),
+        ("dnf", dnf, ["jq", ""], format!("dnf install {options} jq\n"), 0),
+        ("dnf", dnf, ["jq", "1.6"], format!("dnf install {options} jq-1.6-16.el9\n"), 0),
+        ("dnf", dnf, ["jq", "1.5"], String::new(), 1),
+        ("dnf", dnf, ["nodejs", "22"], format!("dnf install {options} nodejs-22.10.2-1.el9 nodejs-npm\n"), 0),
+        ("dnf", dnf, ["nodejs", "20"], "podspawn: elsewhere gnu\n".to_owned(), 64),
+        ("dnf", dnf, ["python", ""], format!("dnf install {options} python3\n"), 0),
+    ];
+    for (manager, answers, package, expected, status) in table {
+        assert_eq!(with_manager(manager, answers, package), (expected, status), "{manager} {package:?}");
+    }
 }

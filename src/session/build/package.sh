@@ -32,7 +32,7 @@ versions() {
         case $line in "$1"-[0-9]*) printf '%s\n' "${line#"$1"-}" ;; esac
     done ;;
     dnf | microdnf | yum) "$manager" -q repoquery --queryformat '%{version}-%{release}
-' "$1" 2>/dev/null | sort -r ;;
+' "$1" 2>/dev/null | sort -rV ;;
     esac
 }
 
