@@ -273,3 +273,30 @@ fn directories_of_the_server_are_mounted_where_the_administrator_allows_it() {
         host.assert_no_session_left();
     }
 }
+
+#[test]
+fn what_a_service_uses_is_shown_as_a_part_of_its_session() {
+    let host = Host::new().user("ada").config("defaults:\n  memory: 64m").start();
+    let git = GitServer::start();
+    let busy = web("front", "front", "")
+        .replace("mkdir /srv;", "mkdir /srv; head -c 4m /dev/zero > /big; while :; do :; done &");
+    project(&host, &git, "shop", &podfile(&busy));
+    let stream = Stream::start(&host, "ada+shop");
+    let number = |value: &serde_json::Value, field: &str| value[field].as_u64().unwrap_or(0);
+    host.ssh("ada+shop", "wget -qO- http://front/").run().ok().stdout("front\n");
+    eventually("the service is busy, and has written", || {
+        let stats = &host.json(["stats"])[0];
+        number(&stats["services"][0], "cpu_us") > 200_000 && number(&stats["services"][0], "disk_bytes") >= 4 << 20
+    });
+    let stats = &host.json(["stats"])[0];
+    let service = &stats["services"][0];
+    assert_eq!((&service["name"], &stats["memory_limit_bytes"]), (&"front".into(), &(64 << 20).into()), "{stats}");
+    // Init, httpd and the loop; and in the session init and cat too.
+    assert_eq!((number(service, "pids"), number(stats, "pids")), (3, 5), "{stats}");
+    for field in ["cpu_us", "memory_bytes", "disk_bytes", "rx_bytes", "tx_bytes"] {
+        assert!(number(service, field) <= number(stats, field) && number(service, field) > 0, "{field}: {stats}");
+    }
+    host.podspawn(["stats"]).run().ok().stdout_has("- front");
+    stream.finish();
+    host.assert_no_session_left();
+}

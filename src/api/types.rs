@@ -24,12 +24,28 @@ pub struct Session {
     pub pid: Option<i32>,
 }
 
-/// What a session uses. `None` is what is not counted on this host, or not yet.
+/// What a session uses: all of its containers together, and of that each service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stats {
     pub user: String,
     pub project: Option<String>,
     pub id: String,
+    #[serde(flatten)]
+    pub usage: Usage,
+    pub services: Vec<ServiceStats>,
+}
+
+/// What one of a session's services uses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceStats {
+    pub name: String,
+    #[serde(flatten)]
+    pub usage: Usage,
+}
+
+/// Counters of processes. `None` is what is not counted on this host, or not yet, or not limited.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
     /// CPU time since the session was made. How busy it is, is the difference between two samples.
     pub cpu_us: Option<u64>,
     /// Without the part of the page cache that would be dropped first.
@@ -38,13 +54,13 @@ pub struct Stats {
     /// Processes and threads.
     pub pids: Option<u64>,
     pub pids_limit: Option<u64>,
-    /// Processes killed because the session had used up its memory.
+    /// Processes killed because the memory was used up.
     pub oom_kills: Option<u64>,
-    /// What it has written to its root file system, at most some 15 seconds ago.
+    /// What was written to root file systems, at most some 15 seconds ago.
     pub disk_bytes: Option<u64>,
     /// Whether that is all of it: what is too much to be looked at is not counted.
     pub disk_complete: bool,
-    /// Bytes that it has received and sent since it was made.
+    /// Bytes that were received and sent since the session was made.
     pub rx_bytes: Option<u64>,
     pub tx_bytes: Option<u64>,
 }

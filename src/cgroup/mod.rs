@@ -169,10 +169,16 @@ impl Cgroup {
         for (path, _) in &self.paths {
             layout::make_inner(path, self.version)?;
         }
-        let below = |(path, controllers): &(PathBuf, BTreeSet<_>)| (path.join(id.to_string()), controllers.clone());
-        let child = Self { version: self.version, paths: self.paths.iter().map(below).collect() };
+        let child = self.below(id);
         child.make(limits)?;
         Ok(child)
+    }
+
+    /// The cgroup of one of the session's containers, if it has one of its own.
+    #[must_use]
+    pub fn below(&self, id: &ContainerId) -> Self {
+        let below = |(path, controllers): &(PathBuf, BTreeSet<_>)| (path.join(id.to_string()), controllers.clone());
+        Self { version: self.version, paths: self.paths.iter().map(below).collect() }
     }
 
     /// Makes the directories and writes the limits, or leaves nothing behind.

@@ -9,7 +9,10 @@ use std::{
 use clap::Args;
 
 use super::{Session, table};
-use crate::api::{client::Client, types::Stats};
+use crate::api::{
+    client::Client,
+    types::{Stats, Usage},
+};
 
 /// Between two looks of the live table.
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -55,7 +58,7 @@ impl StatsArgs {
         thread::sleep(GLANCE);
         loop {
             let sample = Sample::take(&client)?;
-            let rows: Vec<_> = sample.sessions.iter().map(|stats| row(stats, &last, sample.taken)).collect();
+            let rows: Vec<_> = sample.sessions.iter().flat_map(|stats| rows(stats, &last, sample.taken)).collect();
             let header = ["USER", "PROJECT", "CONTAINER", "CPU %", "MEMORY / LIMIT", "PIDS", "DISK", "NET RX / TX"];
             let table = table::lines(header, &rows);
             let mut out = io::stdout().lock();
@@ -72,68 +75,84 @@ impl StatsArgs {
     }
 }
 
-fn row(stats: &Stats, last: &Sample, now: Instant) -> [String; 8] {
+/// A session's row, which is about all of its containers, and below it one for each of its services.
+fn rows(stats: &Stats, last: &Sample, now: Instant) -> Vec<[String; 8]> {
+    let elapsed = now.duration_since(last.taken);
+    let before = last.sessions.iter().find(|before| before.id == stats.id);
+    let project = stats.project.clone().unwrap_or_else(|| "(default)".to_owned());
+    let row = |container: String, usage: &Usage, before: Option<&Usage>| {
+        let [cpu, memory, pids, disk, net] = cells(usage, before, elapsed);
+        [stats.user.clone(), project.clone(), container, cpu, memory, pids, disk, net]
+    };
+    let services = stats.services.iter().map(|service| {
+        let before = before.and_then(|before| before.services.iter().find(|before| before.name == service.name));
+        row(format!("- {}", service.name), &service.usage, before.map(|before| &before.usage))
+    });
+    std::iter::once(row(stats.id.clone(), &stats.usage, before.map(|before| &before.usage))).chain(services).collect()
+}
+
+fn cells(usage: &Usage, before: Option<&Usage>, elapsed: Duration) -> [String; 5] {
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     let size = |bytes: Option<u64>| or_dash(bytes.map(table::bytes));
     let limited = |used: String, limit: Option<String>| limit.map_or(used.clone(), |limit| format!("{used} / {limit}"));
     // More than what was counted, where not all was.
-    let more = if stats.disk_bytes.is_some() && !stats.disk_complete { "+" } else { "" };
+    let more = if usage.disk_bytes.is_some() && !usage.disk_complete { "+" } else { "" };
     [
-        stats.user.clone(),
-        stats.project.clone().unwrap_or_else(|| "(default)".to_owned()),
-        stats.id.clone(),
-        or_dash(cpu_percent(stats, last, now).map(|percent| format!("{percent:.1}"))),
-        limited(size(stats.memory_bytes), stats.memory_limit_bytes.map(table::bytes)),
-        limited(or_dash(stats.pids.map(|pids| pids.to_string())), stats.pids_limit.map(|limit| limit.to_string())),
-        format!("{}{more}", size(stats.disk_bytes)),
-        format!("{} / {}", size(stats.rx_bytes), size(stats.tx_bytes)),
+        or_dash(before.and_then(|before| cpu_percent(usage, before, elapsed)).map(|percent| format!("{percent:.1}"))),
+        limited(size(usage.memory_bytes), usage.memory_limit_bytes.map(table::bytes)),
+        limited(or_dash(usage.pids.map(|pids| pids.to_string())), usage.pids_limit.map(|limit| limit.to_string())),
+        format!("{}{more}", size(usage.disk_bytes)),
+        format!("{} / {}", size(usage.rx_bytes), size(usage.tx_bytes)),
     ]
 }
 
-/// Of one CPU, since the last sample; `None` for a session that was not in it.
-fn cpu_percent(stats: &Stats, last: &Sample, now: Instant) -> Option<f64> {
-    let before = last.sessions.iter().find(|before| before.id == stats.id)?.cpu_us?;
-    let used = Duration::from_micros(stats.cpu_us?.saturating_sub(before));
-    let elapsed = now.duration_since(last.taken).as_secs_f64();
+/// Of one CPU, since an earlier sample.
+fn cpu_percent(usage: &Usage, before: &Usage, elapsed: Duration) -> Option<f64> {
+    let used = Duration::from_micros(usage.cpu_us?.saturating_sub(before.cpu_us?));
+    let elapsed = elapsed.as_secs_f64();
     (elapsed > 0.0).then(|| used.as_secs_f64() / elapsed * 100.0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::types::ServiceStats;
 
-    fn stats(id: &str, cpu_us: Option<u64>) -> Stats {
-        Stats {
-            user: "ada".to_owned(),
-            project: None,
-            id: id.to_owned(),
+    fn usage(cpu_us: Option<u64>) -> Usage {
+        Usage {
             cpu_us,
             memory_bytes: Some(64 << 20),
             memory_limit_bytes: Some(2 << 30),
             pids: Some(3),
-            pids_limit: None,
-            oom_kills: Some(0),
             disk_bytes: Some(4096),
-            disk_complete: false,
             rx_bytes: Some(0),
-            tx_bytes: None,
+            ..Usage::default()
         }
     }
 
+    fn sample(taken: Instant, session: u64, service: u64) -> Sample {
+        let services = vec![ServiceStats { name: "db".to_owned(), usage: usage(Some(service)) }];
+        let (user, id, usage) = ("ada".to_owned(), "2aaaaaaa".to_owned(), usage(Some(session)));
+        Sample { taken, sessions: vec![Stats { user, project: None, id, usage, services }] }
+    }
+
     #[test]
-    fn how_busy_a_session_is_comes_from_two_samples() {
+    fn how_busy_a_session_and_its_services_are_comes_from_two_samples() {
         let then = Instant::now();
-        let last = Sample { taken: then, sessions: vec![stats("2aaaaaaa", Some(1_000_000)), stats("2bbbbbbb", None)] };
-        let percent = |now: Stats| cpu_percent(&now, &last, then + Duration::from_secs(2));
-        assert_eq!(percent(stats("2aaaaaaa", Some(4_000_000))), Some(150.0));
-        assert_eq!(percent(stats("2bbbbbbb", Some(1))), None, "it was not counted before");
-        assert_eq!(percent(stats("2ccccccc", Some(1))), None, "it is new");
+        let (first, second) = (sample(then, 1_000_000, 0), sample(then + Duration::from_secs(2), 4_000_000, 500_000));
+        let shown = rows(&second.sessions[0], &first, second.taken);
+        assert_eq!(shown.iter().map(|row| row[2..4].join(" ")).collect::<Vec<_>>(), ["2aaaaaaa 150.0", "- db 25.0"]);
+        assert_eq!(
+            cpu_percent(&usage(Some(1)), &usage(None), Duration::from_secs(1)),
+            None,
+            "it was not counted before"
+        );
     }
 
     #[test]
     fn what_is_not_known_is_a_dash() {
-        let last = Sample { taken: Instant::now(), sessions: Vec::new() };
-        let row = row(&stats("2aaaaaaa", Some(1)), &last, last.taken);
+        let taken = Instant::now();
+        let row = &rows(&sample(taken, 1, 1).sessions[0], &Sample { taken, sessions: Vec::new() }, taken)[0];
         assert_eq!(row[1..], ["(default)", "2aaaaaaa", "-", "64MiB / 2GiB", "3", "4KiB+", "0B / -"]);
     }
 }

@@ -198,9 +198,9 @@ impl Context {
         u32::MAX.checked_shr(32 - host_bits).unwrap_or(0).saturating_sub(2)
     }
 
-    /// Measures what the session has written to its root file system. Blocks, for up to half a second.
-    pub fn disk_usage(&self, id: &SessionId) -> io::Result<DiskUse> {
-        runtime::disk::usage(&self.directory(id))
+    /// Measures what a container has written to its root file system. Blocks, for up to half a second.
+    pub fn disk_usage(&self, id: &ContainerId) -> io::Result<DiskUse> {
+        runtime::disk::usage(&self.container_directory(id))
     }
 
     /// The socket that the session's init listens on.

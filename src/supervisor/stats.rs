@@ -8,7 +8,13 @@ use std::{
 
 use super::Supervisor;
 use crate::{
-    api::types, cgroup::Usage, errors::chain, names::SessionId, runtime::disk::DiskUse, session::View,
+    api::types,
+    cgroup::{Cgroup, Usage},
+    errors::chain,
+    names::ContainerId,
+    network::Traffic,
+    runtime::disk::DiskUse,
+    session::View,
     state::SessionRecord,
 };
 
@@ -21,8 +27,8 @@ const DISK_PATIENCE: Duration = Duration::from_secs(1);
 /// Measurements of the disk, and the turn to make them: one walk at a time, whoever asks.
 #[derive(Default)]
 pub(super) struct Sampler {
-    /// Of sessions that are there; others are dropped when new ones are measured.
-    disk: Arc<Mutex<HashMap<SessionId, (Instant, DiskUse)>>>,
+    /// Of containers that are there; others are dropped when new ones are measured.
+    disk: Arc<Mutex<HashMap<ContainerId, (Instant, DiskUse)>>>,
     turn: Arc<tokio::sync::Mutex<()>>,
 }
 
@@ -30,7 +36,7 @@ impl Sampler {
     /// One sample of every session that has a record, in the order of their users and projects.
     pub(super) async fn sample(&self, supervisor: &Arc<Supervisor>) -> Vec<types::Stats> {
         let views = supervisor.sessions.views().await;
-        let ids = views.iter().filter_map(|view| Some(view.record.as_ref()?.id.clone())).collect();
+        let ids = views.iter().filter_map(|view| view.record.as_ref()).flat_map(containers).collect();
         self.measure_disks(supervisor, ids).await;
         let (supervisor, disk) = (supervisor.clone(), self.disk.clone());
         let sampled = tokio::task::spawn_blocking(move || {
@@ -45,7 +51,7 @@ impl Sampler {
 
     /// Measures the disks whose last measurement is too old, and waits for that a little. Whoever comes while it is being
     /// done waits for it, and then finds nothing left to do.
-    async fn measure_disks(&self, supervisor: &Arc<Supervisor>, ids: Vec<SessionId>) {
+    async fn measure_disks(&self, supervisor: &Arc<Supervisor>, ids: Vec<ContainerId>) {
         let (supervisor, disk, turn) = (supervisor.clone(), self.disk.clone(), self.turn.clone());
         let measuring = tokio::spawn(async move {
             let _turn = turn.lock().await;
@@ -59,7 +65,7 @@ impl Sampler {
     }
 }
 
-fn measure(supervisor: &Supervisor, disk: &Mutex<HashMap<SessionId, (Instant, DiskUse)>>, ids: &[SessionId]) {
+fn measure(supervisor: &Supervisor, disk: &Mutex<HashMap<ContainerId, (Instant, DiskUse)>>, ids: &[ContainerId]) {
     let lock = || disk.lock().unwrap_or_else(PoisonError::into_inner);
     lock().retain(|id, _| ids.contains(id));
     for id in ids {
@@ -70,39 +76,74 @@ fn measure(supervisor: &Supervisor, disk: &Mutex<HashMap<SessionId, (Instant, Di
             Ok(found) => {
                 lock().insert(id.clone(), (Instant::now(), found));
             }
-            Err(error) => tracing::warn!(session = %id, "what it has written cannot be measured: {error}"),
+            Err(error) => tracing::warn!(container = %id, "what it has written cannot be measured: {error}"),
         }
     }
 }
 
-fn read(supervisor: &Supervisor, views: Vec<View>, disk: &HashMap<SessionId, (Instant, DiskUse)>) -> Vec<types::Stats> {
+/// The containers of a session, its user's first.
+fn containers(record: &SessionRecord) -> Vec<ContainerId> {
+    let services = record.services.iter().map(|service| ContainerId::of_service(&record.id, service.place));
+    std::iter::once(record.id.clone().into()).chain(services).collect()
+}
+
+/// What was measured, of every container.
+struct Measured<'a> {
+    disk: &'a HashMap<ContainerId, (Instant, DiskUse)>,
+    traffic: HashMap<ContainerId, Traffic>,
+}
+
+fn read(
+    supervisor: &Supervisor,
+    views: Vec<View>,
+    disk: &HashMap<ContainerId, (Instant, DiskUse)>,
+) -> Vec<types::Stats> {
     let context = supervisor.sessions.context();
     let traffic = context.network.traffic().unwrap_or_else(|error| {
         tracing::warn!("{}", chain(error));
         HashMap::new()
     });
+    let measured = Measured { disk, traffic };
     let shown = views.into_iter().filter_map(|view| {
-        let SessionRecord { id, .. } = view.record?;
-        let usage = context.cgroups.adopt(&id).usage().unwrap_or_else(|error| {
-            tracing::warn!(session = %id, "{}", chain(error));
-            Usage::default()
+        let record = view.record?;
+        let whole = context.cgroups.adopt(&record.id);
+        let services = record.services.iter().map(|service| {
+            let id = ContainerId::of_service(&record.id, service.place);
+            let usage = measured.usage(&whole.below(&id), &[id]);
+            types::ServiceStats { name: service.name.clone(), usage }
         });
-        let (disk, traffic) = (disk.get(&id).map(|(_, disk)| disk), traffic.get(&id.clone().into()));
         Some(types::Stats {
             user: view.key.user.to_string(),
             project: view.key.project.as_ref().map(ToString::to_string),
-            id: id.to_string(),
-            cpu_us: usage.cpu.map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX)),
-            memory_bytes: usage.memory,
-            memory_limit_bytes: usage.memory_max,
-            pids: usage.pids,
-            pids_limit: usage.pids_max,
-            oom_kills: usage.oom_kills,
-            disk_bytes: disk.map(|disk| disk.bytes),
-            disk_complete: disk.is_some_and(|disk| disk.complete),
-            rx_bytes: traffic.map(|traffic| traffic.rx_bytes),
-            tx_bytes: traffic.map(|traffic| traffic.tx_bytes),
+            id: record.id.to_string(),
+            services: services.collect(),
+            usage: measured.usage(&whole, &containers(&record)),
         })
     });
     shown.collect()
+}
+
+impl Measured<'_> {
+    /// What `containers` use, whose cgroup this is.
+    fn usage(&self, cgroup: &Cgroup, containers: &[ContainerId]) -> types::Usage {
+        let counted = cgroup.usage().unwrap_or_else(|error| {
+            tracing::warn!("{}", chain(error));
+            Usage::default()
+        });
+        let disks: Vec<_> = containers.iter().filter_map(|id| self.disk.get(id)).map(|(_, disk)| disk).collect();
+        let traffic: Vec<_> = containers.iter().filter_map(|id| self.traffic.get(id)).collect();
+        let sum = |numbers: Vec<u64>| (!numbers.is_empty()).then(|| numbers.iter().sum());
+        types::Usage {
+            cpu_us: counted.cpu.map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX)),
+            memory_bytes: counted.memory,
+            memory_limit_bytes: counted.memory_max,
+            pids: counted.pids,
+            pids_limit: counted.pids_max,
+            oom_kills: counted.oom_kills,
+            disk_bytes: sum(disks.iter().map(|disk| disk.bytes).collect()),
+            disk_complete: disks.len() == containers.len() && disks.iter().all(|disk| disk.complete),
+            rx_bytes: sum(traffic.iter().map(|traffic| traffic.rx_bytes).collect()),
+            tx_bytes: sum(traffic.iter().map(|traffic| traffic.tx_bytes).collect()),
+        }
+    }
 }
