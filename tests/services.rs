@@ -300,3 +300,29 @@ fn what_a_service_uses_is_shown_as_a_part_of_its_session() {
     stream.finish();
     host.assert_no_session_left();
 }
+
+#[test]
+fn an_administrator_runs_programs_in_a_session_and_in_its_services() {
+    let host = Host::new().user("ada").start();
+    let git = GitServer::start();
+    project(&host, &git, "shop", &podfile(&web("front", "front", "    user: \"7:8\"\n").replace("/srv", "/tmp/srv")));
+    let stream = Stream::start(&host, "ada+shop");
+    let exec = |arguments: &[&str]| host.podspawn(["exec", "ada@shop"]).args(arguments);
+    let said =
+        exec(&["--", "sh", "-c", "id -un; echo $PODSPAWN_PROJECT; echo err >&2; cat; exit 7"]).input("in\n").run();
+    said.status(7).stdout("ada\nshop\nin\n").stderr("err\n");
+    let said =
+        exec(&["--service", "front", "--", "sh", "-c", "id -u; id -g; hostname; echo $SAYS$PODSPAWN_PROJECT"]).run();
+    said.ok().stdout("7\n8\nfront\nfront\n");
+    exec(&["--service", "front", "--", "sh", "-c", "kill -9 $$"]).run().status(137);
+    exec(&["--", "/missing"]).run().status(127).stderr_has("podspawn: /missing: No such file");
+    let big = exec(&["--", "head", "-c", "3000000", "/dev/zero"]).run();
+    assert_eq!(big.ok().stdout.len(), 3_000_000);
+    let none = exec(&["--service", "back", "--", "true"]).run();
+    none.status(1).stderr_has("the session of ada@shop has no service \"back\"; it has front");
+    host.podspawn(["exec", "bob", "--", "true"]).run().status(1).stderr_has("there is no session of bob");
+    let session = &host.sessions()[0];
+    assert_eq!(session["services"][0]["name"], "front", "{session}");
+    stream.finish();
+    host.assert_no_session_left();
+}

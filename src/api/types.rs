@@ -22,6 +22,22 @@ pub struct Session {
     pub grace_seconds: Option<u64>,
     /// Pid of its init, on the host.
     pub pid: Option<i32>,
+    #[serde(default)]
+    pub services: Vec<Service>,
+}
+
+/// A service of a session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    pub name: String,
+    pub image: String,
+    /// The name of its container: the session's id and a letter.
+    pub container: String,
+    /// Whom it runs as, as its image calls that, and where it starts.
+    pub user: String,
+    pub workdir: String,
+    /// Pid of its init, on the host.
+    pub pid: Option<i32>,
 }
 
 /// What a session uses: all of its containers together, and of that each service.

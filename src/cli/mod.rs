@@ -4,6 +4,7 @@ mod check;
 mod client_config;
 mod connect;
 mod doctor;
+mod exec;
 mod image;
 mod init;
 mod interrupt;
@@ -80,6 +81,7 @@ Sessions:
   list            List the sessions
   status          Show the server in numbers
   stats           Show what each session uses
+  exec            Run a program in a session or in one of its services
   stop            End a session
   logs            Show what a session's hooks and services have said
 
@@ -157,6 +159,8 @@ pub enum Command {
     Status(sessions::StatusArgs),
     /// Show what each session uses
     Stats(stats::StatsArgs),
+    /// Run a program in a session or in one of its services
+    Exec(exec::Exec),
     /// End a session
     Stop(sessions::Stop),
     /// Show what a session's hooks and services have said
@@ -261,6 +265,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Status(status) => status.run(&session()?),
         Command::Stats(stats) => stats.run(&session()?),
         Command::Logs(logs) => logs.run(&session()?),
+        Command::Exec(exec) => exec.run(&session()?),
         Command::Stop(stop) => stop.run(&session()?),
         Command::Setup(setup) => setup.run(quiet),
         Command::Connect(connect) => connect.run(),

@@ -3,7 +3,7 @@
 use std::{
     net::Ipv4Addr,
     os::fd::{AsFd, OwnedFd},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -54,8 +54,7 @@ impl Context {
 
     /// The socket that the container's init listens on.
     pub fn socket(&self, id: &ContainerId) -> PathBuf {
-        let name = if id.service.is_some() { format!("{id}.sock") } else { "init.sock".to_owned() };
-        self.run_dir.join(id.session.as_str()).join(name)
+        socket_of(&self.run_dir, id)
     }
 
     /// Makes a container and records its init. What is there of it after a failure is for [`Context::destroy`].
@@ -142,6 +141,12 @@ impl Context {
         let (pid, starttime) = init?;
         Container::adopt(pid, starttime)
     }
+}
+
+/// The socket that the container's init listens on, where `RUN/sessions` is `run_dir`.
+pub fn socket_of(run_dir: &Path, id: &ContainerId) -> PathBuf {
+    let name = if id.service.is_some() { format!("{id}.sock") } else { "init.sock".to_owned() };
+    run_dir.join(id.session.as_str()).join(name)
 }
 
 /// The image's `Env` as pairs; entries that are not `NAME=value` say nothing and are left out.

@@ -25,10 +25,12 @@ mod volumes;
 pub use self::{
     build::BuildFailure,
     client::{Client, Origin, ToClient},
+    containers::socket_of,
     driver::View,
     environment::Environment,
     leaks::{Leak, leaks},
     registry::Sessions,
+    services::Plan,
     steps::{Context, CreateError, RLIMITS, SessionKey, egress, leases},
     variables::Variables,
 };

@@ -11,7 +11,9 @@ use crate::{
     errors::chain,
     image::{Image, Reference},
     metrics::Now,
-    session::{CreateError, SessionKey, View, log, state::Reason},
+    names::ContainerId,
+    session::{CreateError, Plan, SessionKey, View, log, state::Reason},
+    state::{ServiceRecord, SessionRecord},
 };
 
 /// Lines of a log that wait for a client to read them.
@@ -131,5 +133,22 @@ fn shown(view: View, now: SystemTime) -> types::Session {
         lifetime_seconds: view.ends_at.map(until),
         grace_seconds: view.grace_until.map(until),
         pid: record.and_then(|record| record.init).map(|(pid, _)| pid),
+        services: record.map(services).unwrap_or_default(),
     }
+}
+
+fn services(record: &SessionRecord) -> Vec<types::Service> {
+    let shown = |service: &ServiceRecord| {
+        // Whoever has written it could read it.
+        let plan: Plan = service.plan.parse().ok()?;
+        Some(types::Service {
+            name: service.name.clone(),
+            image: service.image_reference.clone(),
+            container: ContainerId::of_service(&record.id, service.place).to_string(),
+            user: plan.user,
+            workdir: plan.cwd,
+            pid: service.init.map(|(pid, _)| pid),
+        })
+    };
+    record.services.iter().filter_map(shown).collect()
 }

@@ -93,7 +93,7 @@ impl Plan {
     }
 
     /// As text for the record.
-    pub fn to_text(&self) -> String {
+    pub(in crate::session) fn to_text(&self) -> String {
         serde_json::to_string(self).expect("strings and numbers can be written as JSON")
     }
 }
