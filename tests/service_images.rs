@@ -23,7 +23,7 @@ fn project(host: &Host, git: &GitServer, name: &str, rest: &str) {
 }
 
 #[test]
-fn databases_and_servers_are_used_by_name_at_once() {
+fn databases_and_servers_are_used_by_name_in_on_create_at_once() {
     let host = Host::new().user("ada").image(Image::Services).start();
     let git = GitServer::start();
     let rest = r#"
@@ -40,19 +40,23 @@ services:
     image: localhost/nginx
     ports: [80]
 env: {PGPASSWORD: "it's secret"}
+on_create: |
+  psql -h postgres -U app -d 'my data' -qtAc 'CREATE TABLE t (x int); INSERT INTO t VALUES (42)'
+  redis-cli -h redis set key value
+  curl -sS -o /dev/null -w '%{http_code}\n' http://web/
 "#;
     project(&host, &git, "shop", rest);
     let script = "
-        psql -h postgres -U app -d 'my data' -qtAc 'CREATE TABLE t (x int); INSERT INTO t VALUES (42)'
         psql -h postgres -U app -d 'my data' -tAc 'SELECT x FROM t; SHOW data_checksums; SELECT current_user'
-        redis-cli -h redis set key value; redis-cli -h redis get key
+        redis-cli -h redis get key
         redis-cli -h redis config get maxmemory | tail -n 1
         curl -sS http://web/ | grep -o '<h1>.*</h1>'
         PGPASSWORD=wrong psql -h postgres -U app -d 'my data' -c '' 2>&1 | grep -o 'password authentication failed'";
-    host.ssh("ada+shop", script)
-        .run()
+    let output = host.ssh("ada+shop", script).run();
+    output
         .ok()
-        .stdout("42\non\napp\nOK\nvalue\n33554432\n<h1>Welcome to nginx!</h1>\npassword authentication failed\n");
+        .stdout("42\non\napp\nvalue\n33554432\n<h1>Welcome to nginx!</h1>\npassword authentication failed\n")
+        .stderr_has("\nOK\n200\n");
     host.assert_no_session_left();
 }
 
