@@ -7,4 +7,5 @@ mod person;
 mod programs;
 mod relay;
 mod routing;
+mod story;
 mod trust;

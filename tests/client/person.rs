@@ -16,16 +16,25 @@ pub struct Person {
 impl Person {
     /// Has the key of ada on `host`, and nothing else.
     pub fn new(host: &Host) -> Self {
+        Self::with_key_of(host, "ada")
+    }
+
+    fn with_key_of(host: &Host, user: &str) -> Self {
         let home = host.scratch().join("home");
         fs::create_dir_all(home.join(".ssh")).unwrap();
         fs::set_permissions(home.join(".ssh"), fs::Permissions::from_mode(0o700)).unwrap();
-        fs::copy(host.key("ada"), home.join(".ssh/id_ed25519")).unwrap();
+        fs::copy(host.key(user), home.join(".ssh/id_ed25519")).unwrap();
         Self { home }
     }
 
     /// As [`Person::new`], and has run `podspawn setup` for the host.
     pub fn set_up(host: &Host) -> Self {
-        let person = Self::new(host);
+        Self::set_up_as(host, "ada")
+    }
+
+    /// As [`Person::set_up`], with the key of another user.
+    pub fn set_up_as(host: &Host, user: &str) -> Self {
+        let person = Self::with_key_of(host, user);
         person.podspawn(&["setup", "--server", &server(host), "--fingerprint", &fingerprint(host)]).run().ok();
         person
     }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    Run, eventually, own_address,
+    Internet, Run, eventually, own_address,
     world::{self, World},
 };
 
@@ -36,6 +36,11 @@ impl GitServer {
     /// One in the internet, where sessions may connect to.
     pub fn start_in(world: &World) -> Self {
         Self::run(world::PUBLIC.parse().unwrap(), world.enter_with("setpriv"))
+    }
+
+    /// On one machine of it.
+    pub fn start_on(internet: &Internet) -> Self {
+        Self::run(internet.address, internet.command("setpriv"))
     }
 
     /// The daemon ends with this test, also if that is killed.

@@ -16,6 +16,7 @@ pub mod fido;
 pub mod git;
 mod guardian;
 pub mod images;
+pub mod internet;
 pub mod leaks;
 pub mod master;
 pub mod oci;
@@ -52,6 +53,7 @@ pub use self::{
     command::{Output, Run},
     git::GitServer,
     images::Image,
+    internet::Internet,
     master::Master,
     ssh::Ssh,
     sshd::Sshd,
@@ -254,6 +256,15 @@ impl Host {
     /// The directory of the image store.
     pub fn images(&self) -> PathBuf {
         self.root.join("var/lib/podspawn/images")
+    }
+
+    /// Gives the host a store of its own with the images that it shares with others, so that they do not find what is built
+    /// here. Before it serves.
+    pub fn own_images(&self) {
+        let shared = fs::read_link(self.images()).unwrap();
+        fs::remove_file(self.images()).unwrap();
+        Run::new("cp").arg("-al").arg(shared).arg(self.images()).run().ok();
+        Run::new("rm").arg("-rf").arg(self.images().join("builds")).run().ok();
     }
 
     /// The sessions as `list --json` shows them.
