@@ -1,7 +1,7 @@
 //! Processes that the supervisor runs inside, and whom they run as.
 
 use std::{
-    os::fd::AsFd,
+    os::fd::{AsFd, OwnedFd},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -200,12 +200,19 @@ fn a_restricted_socket_starts_the_session_s_user_only() {
     for identity in [Identity::Root, named("root"), named("1000")] {
         assert!(matches!(ask(identity), FromInit::Refused { status: 125, .. }));
     }
+    let make = |init: &OwnedFd| {
+        wire::send(init.as_fd(), &ToInit::MakeDirectory { id: 8, path: "/opt/new/place".to_owned() }, &[]).unwrap();
+        receive(init).unwrap().0
+    };
+    assert!(matches!(make(&client.init), FromInit::Failed { id: 8, .. }));
     assert!(matches!(ask(Identity::Session), FromInit::Started { .. }));
     assert!(matches!(ended(), FromInit::Exited { .. }));
     // Another client is none the worse.
     let program = Program::Argv(["id", "-u"].into_iter().map(|word| Bytes::from(word.as_bytes())).collect());
     assert_eq!(guest.run_with(program, b"", &[]).stdout, "1000\n");
     assert_eq!(out(&guest, Run { identity: Identity::Root, ..Run::argv(["id", "-u"]) }), ["0"]);
+    assert!(matches!(make(&guest.init), FromInit::Done { id: 8 }));
+    assert_eq!(guest.out("stat -c '%U %a' /opt/new /opt/new/place"), "ada 755\nada 755\n");
     guest.end();
 }
 
