@@ -81,7 +81,9 @@ fn check(description: &Value, schema: &Value, value: &Value) {
     };
     assert!(types.contains(&found), "{value} is none of {types:?}");
     if let Value::Array(items) = value {
-        items.iter().for_each(|item| check(description, &schema["items"], item));
+        for item in items {
+            check(description, &schema["items"], item);
+        }
     }
     if let Value::Object(fields) = value {
         let properties: BTreeMap<_, _> = schema["properties"].as_object().unwrap().iter().collect();

@@ -65,8 +65,8 @@ fn processes_that_the_kernel_kills_for_their_memory_are_counted() {
     output.wait().unwrap();
 }
 
-/// The value of a sample, named with its labels.
-fn sample(metrics: &str, name: &str) -> f64 {
+/// The value of a sample that counts, named with its labels.
+fn sample(metrics: &str, name: &str) -> u64 {
     let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.unwrap_or_else(|| panic!("{name} in {metrics}")).parse().unwrap()
 }
@@ -86,25 +86,25 @@ fn metrics_count_what_happens_and_prometheus_understands_them() {
     eventually("the command has been counted", || metrics().contains("podspawn_commands_total{result=\"failure\"} 1"));
     let text = metrics();
     for (name, value) in [
-        ("podspawn_sessions_total", 1.0),
-        ("podspawn_sessions_running", 1.0),
-        ("podspawn_containers", 1.0),
-        ("podspawn_connections_total", 1.0),
-        ("podspawn_sessions_created_total", 1.0),
-        ("podspawn_refusals_total{limit=\"max_per_user\"}", 1.0),
-        ("podspawn_refusals_total{limit=\"max_startups\"}", 0.0),
-        ("podspawn_logins_total{result=\"ok\"}", 3.0),
-        ("podspawn_connect_to_ready_seconds_count", 2.0),
-        ("podspawn_command_duration_seconds_count", 1.0),
+        ("podspawn_sessions_total", 1),
+        ("podspawn_sessions_running", 1),
+        ("podspawn_containers", 1),
+        ("podspawn_connections_total", 1),
+        ("podspawn_sessions_created_total", 1),
+        ("podspawn_refusals_total{limit=\"max_per_user\"}", 1),
+        ("podspawn_refusals_total{limit=\"max_startups\"}", 0),
+        ("podspawn_logins_total{result=\"ok\"}", 3),
+        ("podspawn_connect_to_ready_seconds_count", 2),
+        ("podspawn_command_duration_seconds_count", 1),
     ] {
         assert_eq!(sample(&text, name), value, "{name}: {text}");
     }
-    assert!(sample(&text, "podspawn_logins_total{result=\"failed\"}") >= 1.0, "{text}");
+    assert!(sample(&text, "podspawn_logins_total{result=\"failed\"}") >= 1, "{text}");
 
     // The same for Prometheus, which reads it without a complaint.
     let scraped = Run::new("curl").args(["-sS", "-i", &format!("http://{}/metrics", listen(&host))]).run().ok().text();
     assert!(scraped.contains("content-type: text/plain; version=0.0.4"), "{scraped}");
-    assert_eq!(sample(&scraped, "podspawn_sessions_created_total"), 1.0);
+    assert_eq!(sample(&scraped, "podspawn_sessions_created_total"), 1);
     let promtool = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("target/promtool");
     assert!(promtool.exists(), "{} is missing; run: scripts/test-deps", promtool.display());
     let judged = Run::new(promtool).args(["check", "metrics"]).input(text.clone()).run();

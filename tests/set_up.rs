@@ -299,12 +299,11 @@ fn dotfiles_and_repositories_are_the_users_own_clones() {
     let podfile = format!(
         "base: \"{base}\"\n\
          dotfiles: {{repo: \"{dotfiles}\", install: sh install.sh}}\n\
-         repos:\n- {{url: \"{tools}\", path: /opt/deep/tools, branch: next}}\n- {{url: \"{url}/absent\", path: /srv/absent}}\n\
+         repos:\n- {{url: \"{tools}\", path: /opt/deep/tools, branch: next}}\n- {{url: \"git://{PUBLIC}/absent\", path: /srv/absent}}\n\
          on_create: cat ~/.mine /opt/deep/tools/tool; pwd\n",
         base = Image::Debian.reference(),
         dotfiles = dotfiles.url,
         tools = tools.url,
-        url = format!("git://{PUBLIC}"),
     );
     let web = git.repository("web", &[("podfile.yaml", &podfile), ("code", "here\n")]);
     host.podspawn(["add-project", "web", "--repo", &web.url]).run().ok();

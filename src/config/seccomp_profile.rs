@@ -292,9 +292,9 @@ mod tests {
             NATIVE.0
         );
         let found = profile(&oci).unwrap();
-        assert_eq!(found.default_action, ERRNO | 38);
+        assert_eq!(found.default_action, ERRNO | libc::ENOSYS as u32);
         let actions: Vec<u32> = found.rules.iter().map(|rule| rule.action).collect();
-        assert_eq!(actions, [ALLOW, ALLOW, ERRNO | 13, libc::SECCOMP_RET_KILL_PROCESS]);
+        assert_eq!(actions, [ALLOW, ALLOW, ERRNO | libc::EACCES as u32, libc::SECCOMP_RET_KILL_PROCESS]);
         let masked = SeccompTest::Masked { mask: 2_114_060_288, value: 0 };
         assert_eq!(found.rules[1].conditions, [SeccompCondition { argument: 0, test: masked }]);
         let docker = format!(

@@ -339,7 +339,7 @@ fn numbers(version: &str) -> Vec<u64> {
 mod tests {
     use super::*;
 
-    fn wanted<'a>(version: &'a str) -> Wanted<'a> {
+    fn wanted(version: &str) -> Wanted<'_> {
         Wanted { home: "http://m", version, libc: Libc::Gnu }
     }
 
