@@ -68,7 +68,7 @@ impl World {
         let mut images: Vec<_> = images.map(|name| name.into_string().unwrap()).collect();
         images.retain(|name| name != "lock");
         images.sort();
-        assert_eq!(images, ["blobs", "images", "layers", "locks", "refs", "tmp"], "{what}");
+        assert_eq!(images, ["blobs", "builds", "images", "layers", "locks", "refs", "tmp"], "{what}");
         assert_eq!(fs::read_dir(self.host.images().join("tmp")).unwrap().count(), 0, "{what}");
     }
 

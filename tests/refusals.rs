@@ -56,12 +56,12 @@ fn edit(host: &Host, from: &str, to: &str) {
 fn a_configuration_that_makes_no_sense_is_refused_with_file_and_field() {
     let host = used_host();
     let config = fs::read_to_string(host.config_file()).unwrap();
+    let last = config.lines().count() + 1;
+    let misspelt =
+        format!("security: unknown field `pids_limits` at line {last} column 12; did you mean `pids_limit`?");
     for (line, reason) in [
         ("sesion: {}", "unknown field `sesion` at line"),
-        (
-            "security: {pids_limits: 5}",
-            "security: unknown field `pids_limits` at line 8 column 12; did you mean `pids_limit`?",
-        ),
+        ("security: {pids_limits: 5}", misspelt.as_str()),
         ("security: {pids_limit: many}", "security.pids_limit: invalid type: string \"many\""),
         ("security: {pids_limit: 2}", "security.pids_limit is not valid: no session works with fewer than 8 processes"),
         ("security: {cap_add: [SYS_ADMIN]}", "security.cap_add is not valid"),

@@ -491,7 +491,11 @@ impl Drop for Host {
                 found.is_empty()
             });
             assert!(found.is_empty(), "left behind: {found:#?}\nlog of the server:\n{}", self.log());
-            self.podspawn(["doctor"]).run().ok();
+            // It may complain about the host for good reasons.
+            let doctor = self.podspawn(["doctor", "--json"]).run();
+            let found: serde_json::Value = serde_json::from_str(&doctor.text()).unwrap();
+            let leftovers = found["checks"].as_array().unwrap().iter().find(|check| check["name"] == "leftovers");
+            assert!(leftovers.is_some_and(|check| check["verdict"] == "pass"), "{doctor}");
         }
     }
 }
