@@ -69,8 +69,8 @@ fn a_configuration_that_makes_no_sense_is_refused_with_file_and_field() {
         ("network: {pool: 10.0.0.1/8}", "network.pool is not valid: \"10.0.0.1/8\" is not an IPv4 network"),
         ("network: {dns: [localhost]}", "network.dns is not valid"),
         ("network: {egress: everywhere}", "network.egress is not valid: \"everywhere\" is not one of"),
-        ("auth: {login_grace_time: soon}", "auth.login_grace_time is not valid: \"soon\" is not a duration"),
-        ("auth: [", "config.yaml: "),
+        ("builds: {step_timeout: soon}", "builds.step_timeout is not valid: \"soon\" is not a duration"),
+        ("metrics: [", "config.yaml: "),
         ("listen: 1.2.3.4", "duplicate"),
     ] {
         fs::write(host.config_file(), format!("{config}{line}\n")).unwrap();

@@ -40,7 +40,7 @@ fn ssh_scp_sftp_rsync_and_git_reach_a_project_by_its_host_name() {
         .run()
         .status(7)
         .stdout("ada\nweb\n")
-        .stderr("error");
+        .stderr("podspawn: project web is not registered here (podspawn add-project); this is a plain session\nerror");
     person.write("sent", "by scp\n");
     person.run("scp").args(["-q", "sent", "ada@web.pod:a"]).run().ok();
     person.run("scp").args(["-q", "-O", "sent", "ada@web.pod:b"]).run().ok();

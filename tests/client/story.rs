@@ -105,11 +105,14 @@ fn an_agents_run_gets_what_the_repository_asks_for_and_the_next_one_gets_it_at_o
         "cat made; node -p 1+1; python3 -c 'print(6*7)'; git log --format=%s -1; pwd; echo $CI $0 $PODSPAWN_PROJECT";
     let first = person.ssh("agent-run-4829@backend.pod", ask).run();
     first.ok().stdout("v22.23.3\n2\n42\nchange\n/workspace/backend\ntrue bash backend\n");
-    first.stderr_has("install nodejs@22").stderr_has("Environment ready\n");
+    first.stderr_has("Environment ready\n");
+    let steps = || host.podspawn(["image", "ls", "--all"]).run().ok().text().matches("install ").count();
+    assert_eq!(steps(), 4);
     host.assert_no_session_left();
 
     let second = person.ssh("agent-run-4829@backend.pod", ask).run();
     second.ok().stdout(&first.text()).stderr_has("Environment ready\n");
-    assert!(!second.stderr.contains("install nodejs@22"), "nothing is built again: {second}");
+    assert!(!second.stderr.contains("getting"), "nothing is built again: {second}");
+    assert_eq!(steps(), 4);
     host.assert_no_session_left();
 }
