@@ -164,8 +164,10 @@ impl Doing<'_> {
     }
 }
 
-/// A program as root, with nothing of a session in its environment.
+/// A program as root, with nothing of a session in its environment. All that it writes goes into one pipe, as two have no
+/// order between them, and why something failed should be the last that is heard of it.
 pub(super) fn as_root<'a>(words: impl IntoIterator<Item = &'a str>) -> Run {
+    let words = ["/bin/sh", "-c", "exec \"$@\" 2>&1", "sh"].into_iter().chain(words);
     // Nobody is there to answer.
     let env = vec![("DEBIAN_FRONTEND".to_owned(), "noninteractive".to_owned())];
     let cwd = Some("/".to_owned());
