@@ -175,6 +175,7 @@ fn effective(config: &Config) -> Vec<(&'static str, Value)> {
         ("images.max_entries", json!(images.max_entries)),
         ("builds.step_timeout", duration(builds.step_timeout)),
         ("builds.mirrors", json!(builds.mirrors)),
+        ("builds.package_cache", json!(builds.package_cache)),
         ("podfile.private_hosts", json!(podfile.private_hosts)),
     ]
 }

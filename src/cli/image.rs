@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::{Session, interrupt::interruptible, pull, table};
 use crate::{
     errors::chain,
-    image::{ConfigChanges, Image, ImportOptions, InUse, Reference, Store},
+    image::{ConfigChanges, Image, ImportOptions, InUse, KeptFile, Packages, Reference, Store, Upstream},
     state::State,
 };
 
@@ -51,6 +51,12 @@ pub enum ImageCommand {
         /// Remove everything that was built and is not used by a session now
         #[arg(long)]
         all: bool,
+    },
+    /// List what is kept for builds: archives of languages, and packages that builds have downloaded
+    Cache {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Make an image out of a tar of a root file system
     Import {
@@ -107,6 +113,7 @@ impl ImageCommand {
                 }
                 Ok(())
             }
+            Self::Cache { json } => list_cache(session, *json),
             Self::Import { file, reference, cmd, env } => {
                 if let Some(bad) =
                     env.iter().find(|entry| entry.split_once('=').is_none_or(|(name, _)| name.is_empty()))
@@ -222,6 +229,32 @@ fn list(store: &Store, all: bool, json: bool) -> anyhow::Result<()> {
     };
     let rows: Vec<_> = images.iter().map(row).collect();
     Ok(table::print(["REFERENCE", "DIGEST", "SIZE", "AGE"], &rows)?)
+}
+
+fn list_cache(session: &Session<'_>, json: bool) -> anyhow::Result<()> {
+    let builds = &session.config.builds;
+    let cache = session.config.paths.state_dir.join("cache");
+    let unreadable = || format!("cannot read {}", cache.display());
+    let languages = Upstream::new(builds.mirrors.clone(), &cache).list().with_context(unreadable)?;
+    let packages = Packages::new(&cache, builds.package_cache).list().with_context(unreadable)?;
+    let of_kind = |kind, files: Vec<KeptFile>| files.into_iter().rev().map(move |file| (kind, file));
+    let all = of_kind("language", languages).chain(of_kind("package", packages));
+    if json {
+        let shown = |(kind, file): (&str, KeptFile)| {
+            let used = humantime::format_rfc3339_seconds(file.used).to_string();
+            json!({"kind": kind, "digest": file.digest, "bytes": file.bytes, "used_at": used})
+        };
+        let all: Vec<Value> = all.map(shown).collect();
+        writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&all)?)?;
+        return Ok(());
+    }
+    let now = SystemTime::now();
+    let row = |(kind, file): (&str, KeptFile)| {
+        let age = now.duration_since(file.used).unwrap_or_default();
+        [kind.to_owned(), file.digest.short().to_owned(), size(file.bytes), table::duration(age.as_secs())]
+    };
+    let rows: Vec<_> = all.map(row).collect();
+    Ok(table::print(["KIND", "DIGEST", "SIZE", "USED"], &rows)?)
 }
 
 fn described(image: &Image) -> Value {

@@ -403,5 +403,6 @@ fn builds(fields: &Fields<'_>, raw: raw::Builds) -> Result<Builds, ConfigError> 
         }
     }
     let step_timeout = fields.duration("builds.step_timeout", raw.step_timeout.as_deref(), "30m")?;
-    Ok(Builds { step_timeout, mirrors })
+    let package_cache = fields.size("builds.package_cache", raw.package_cache, 8 << 30)?;
+    Ok(Builds { step_timeout, mirrors, package_cache })
 }

@@ -258,6 +258,8 @@ pub struct Builds {
     pub step_timeout: Duration,
     /// Where languages are got instead of from their makers: an address that has what theirs has, for each language.
     pub mirrors: std::collections::BTreeMap<String, String>,
+    /// How much is kept of packages that builds have downloaded, in bytes; with 0 nothing is.
+    pub package_cache: u64,
 }
 
 /// What Podfiles may lead to.

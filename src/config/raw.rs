@@ -182,6 +182,7 @@ section! {
     Builds {
         step_timeout: String,
         mirrors: BTreeMap<String, String>,
+        package_cache: Size,
     } later { }
 }
 

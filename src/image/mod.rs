@@ -29,9 +29,11 @@ mod digest;
 mod export;
 mod holes;
 mod import;
+mod kept;
 mod layer;
 mod manifest;
 mod pack;
+mod packages;
 mod pull;
 mod push;
 mod reference;
@@ -49,7 +51,9 @@ pub use self::{
     commit::Upper,
     digest::Digest,
     import::ImportOptions,
+    kept::{Kept, KeptFile},
     layer::{Contents, LayerError, Limits},
+    packages::{Packages, Wanted, want},
     reference::{Reference, ReferenceError},
     store::{Built, ConfigChanges, ConfigError, Image, InUse, Pruned, Settings, Store, StoreLease, listing},
     upstream::{Libc, MAKERS, Upstream, UpstreamError},

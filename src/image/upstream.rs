@@ -5,20 +5,17 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
-    io::{self, Read, Seek, Write},
-    os::fd::AsRawFd,
+    fs::File,
+    io::{self, Read},
     path::{Path, PathBuf},
-    time::SystemTime,
 };
 
-use nix::{
-    fcntl::AT_FDCWD,
-    unistd::{LinkatFlags, linkat},
-};
 use serde_json::Value;
 
-use super::{Digest, digest::Hashing};
+use super::{
+    Digest,
+    kept::{Kept, KeptFile},
+};
 use crate::http::{self, Answer, Http, HttpError, Timeouts};
 
 /// The languages, and where their makers publish them.
@@ -82,12 +79,21 @@ struct Published {
 /// Where to look, and where archives are kept.
 #[derive(Debug, Clone)]
 pub struct Upstream {
-    /// Addresses to use instead of the makers', by language.
-    pub mirrors: BTreeMap<String, String>,
-    pub cache: PathBuf,
+    mirrors: BTreeMap<String, String>,
+    kept: Kept,
 }
 
 impl Upstream {
+    /// Uses `mirrors` instead of the makers' addresses, by language, and keeps archives in the directory `cache`.
+    pub fn new(mirrors: BTreeMap<String, String>, cache: &Path) -> Self {
+        Self { mirrors, kept: Kept::new(cache.join("languages"), MAX_KEPT) }
+    }
+
+    /// The archives that are kept, those that were used least lately first.
+    pub fn list(&self) -> io::Result<Vec<KeptFile>> {
+        self.kept.list()
+    }
+
     /// The archive of a language (gzipped tar) in the newest version that is `version` or begins with it. Blocks, perhaps for
     /// minutes.
     pub fn fetch(&self, language: &str, version: &str, libc: Libc) -> Result<File, UpstreamError> {
@@ -140,63 +146,32 @@ impl Upstream {
 
     /// The file, from what is kept or from where it is published.
     fn archive(&self, http: &Http, published: &Published) -> Result<File, UpstreamError> {
-        let place = self.cache.join(published.digest.hex());
-        let failed = |path: &Path| {
-            let path = path.to_owned();
-            move |error| UpstreamError::Cache(path, error)
-        };
-        match File::options().read(true).write(true).open(&place) {
-            Ok(kept) => {
-                kept.set_modified(SystemTime::now()).map_err(failed(&place))?;
-                return Ok(kept);
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(UpstreamError::Cache(place, error)),
+        let failed = |error| UpstreamError::Cache(self.kept.directory().to_owned(), error);
+        let Published { url, digest } = published;
+        if let Some(kept) = self.kept.open(digest).map_err(failed)? {
+            return Ok(kept);
         }
-        fs::create_dir_all(&self.cache).map_err(failed(&self.cache))?;
-        // Without a name until it is complete, so that nothing is left of one that is not.
-        let mut file = tempfile::tempfile_in(&self.cache).map_err(failed(&self.cache))?;
-        let url = &published.url;
         let answer = get(http, url, Answer::Blob)?;
         let stream = answer.into_body().into_with_config().limit(u64::MAX).reader();
-        let mut stream = Hashing::new(stream.take(MAX_ARCHIVE));
-        io::copy(&mut stream, &mut file).map_err(|source| UpstreamError::Read { url: url.clone(), source })?;
-        if stream.finish().0 != published.digest {
-            return Err(UpstreamError::Checksum { url: url.clone() });
+        let mut stream = Fetched { stream: stream.take(MAX_ARCHIVE), failed: false };
+        match self.kept.keep(digest, &mut stream) {
+            Ok(Some(file)) => Ok(file),
+            Ok(None) => Err(UpstreamError::Checksum { url: url.clone() }),
+            Err(source) if stream.failed => Err(UpstreamError::Read { url: url.clone(), source }),
+            Err(error) => Err(failed(error)),
         }
-        let keep = |file: &mut File| -> io::Result<()> {
-            file.flush()?;
-            file.rewind()?;
-            let own = format!("/proc/self/fd/{}", file.as_raw_fd());
-            match linkat(AT_FDCWD, own.as_str(), AT_FDCWD, &place, LinkatFlags::AT_SYMLINK_FOLLOW) {
-                // Somebody else was faster; it is the same.
-                Ok(()) | Err(nix::errno::Errno::EEXIST) => Ok(()),
-                Err(error) => Err(error.into()),
-            }
-        };
-        keep(&mut file).map_err(failed(&place))?;
-        self.tidy().map_err(failed(&self.cache))?;
-        Ok(file)
     }
+}
 
-    /// Removes what was used least lately, beyond what may be kept.
-    fn tidy(&self) -> io::Result<()> {
-        let mut kept = Vec::new();
-        for entry in fs::read_dir(&self.cache)? {
-            let entry = entry?;
-            let meta = entry.metadata()?;
-            kept.push((meta.modified()?, meta.len(), entry.path()));
-        }
-        kept.sort();
-        let mut sum: u64 = kept.iter().map(|(_, length, _)| length).sum();
-        for (_, length, path) in kept {
-            if sum <= MAX_KEPT {
-                break;
-            }
-            fs::remove_file(path)?;
-            sum -= length;
-        }
-        Ok(())
+/// Remembers whether it was the reading that has failed.
+struct Fetched<R> {
+    stream: R,
+    failed: bool,
+}
+
+impl<R: Read> Read for Fetched<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.stream.read(buffer).inspect_err(|_| self.failed = true)
     }
 }
 

@@ -4,15 +4,7 @@
 //! init and the process say is input: lines and their sum are bounded, and there is no waiting without a limit but for a
 //! process that may run for ever.
 
-use std::{
-    fs::File,
-    io::{self, Write},
-    net::SocketAddr,
-    os::{fd::OwnedFd, unix::fs::FileExt},
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{fs::File, io, net::SocketAddr, os::fd::OwnedFd, path::Path, sync::Arc, time::Duration};
 
 use nix::{
     fcntl::{FcntlArg, OFlag, fcntl},
@@ -85,7 +77,7 @@ pub struct Run {
     pub output_limit: u64,
     /// It does not end with its [`Process`], and can be [resumed](Process::resume).
     pub stays: bool,
-    /// What it gets as its standard input, from the start of the file; otherwise that is empty.
+    /// What it gets as its standard input, read to its end; otherwise that is empty. It may be a pipe.
     pub input: Option<Arc<File>>,
 }
 
@@ -284,15 +276,8 @@ fn feed(file: Arc<File>, stdin: OwnedFd) -> io::Result<()> {
     fcntl(&stdin, FcntlArg::F_SETFL(OFlag::empty()))?;
     tokio::task::spawn_blocking(move || {
         let mut pipe = File::from(stdin);
-        let mut buffer = vec![0; BUFFER];
-        let mut offset = 0;
         // A process that wants no more of it says by its status whether that is all right.
-        while let Ok(length @ 1..) = file.read_at(&mut buffer, offset) {
-            if pipe.write_all(&buffer[..length]).is_err() {
-                break;
-            }
-            offset += length as u64;
-        }
+        let _ = io::copy(&mut &*file, &mut pipe);
     });
     Ok(())
 }

@@ -12,7 +12,7 @@ use crate::{
     cgroup,
     config::{Config, Mode},
     errors::chain,
-    image::{Digest, Image, ImageError, Upper},
+    image::{Digest, Image, ImageError, Packages, Upper, Wanted},
     podfile::BuildPlan,
     protocol::{Account, SecuritySpec},
     runtime::Container,
@@ -40,15 +40,17 @@ pub(super) struct BuildContainer {
     inner: Arc<Inner>,
     record: SessionRecord,
     container: Option<Container>,
+    packages: Packages,
     removed: bool,
 }
 
 impl BuildContainer {
     /// Starts one on top of `image`.
     pub(super) async fn start(inner: &Arc<Inner>, config: &Arc<Config>, image: &Image) -> Result<Self, CreateError> {
+        let packages = Packages::new(&config.paths.state_dir.join("cache"), config.builds.package_cache);
         let (config, image) = (config.clone(), image.clone());
         let (record, container) = blocking(inner, move |context| context.create_for_build(&image, &config)).await?;
-        Ok(Self { inner: inner.clone(), record, container: Some(container), removed: false })
+        Ok(Self { inner: inner.clone(), record, container: Some(container), packages, removed: false })
     }
 
     /// The socket of its init.
@@ -56,20 +58,32 @@ impl BuildContainer {
         self.inner.context.init_socket(&self.record.id)
     }
 
+    /// The packages that it can have of other builds.
+    pub(super) fn packages(&self) -> &Packages {
+        &self.packages
+    }
+
     /// Ends its processes and keeps what they have changed, but for what is in the directories `left_out`, as the image of the
-    /// step `key`, which is called `step`. It started on top of `base`.
+    /// step `key`, which is called `step`. It started on top of `base`. What of `wanted` it has downloaded is for other builds.
     pub(super) async fn commit(
         &mut self,
         key: &Digest,
         base: &Image,
         step: String,
         left_out: &'static [&'static str],
+        wanted: Vec<Wanted>,
     ) -> Result<Image, CommitError> {
         let (record, container) = (self.record.clone(), self.container.take());
+        let packages = self.packages.clone();
         let (key, base) = (key.clone(), base.clone());
         blocking(&self.inner, move |context| {
             context.end_containers(&record, container).map_err(CommitError::Running)?;
             let directory = context.directory(&record.id).join("upper");
+            match packages.take(&directory, &wanted) {
+                Ok(taken) => tracing::debug!(session = %record.id, taken, wanted = wanted.len(), "packages kept"),
+                // The next build downloads them again.
+                Err(error) => tracing::warn!(session = %record.id, "cannot keep packages for other builds: {error}"),
+            }
             let left_out = [&NOT_OF_THE_STEP[..], left_out].concat();
             let upper = Upper { directory: &directory, id_base: record.id_base, left_out: &left_out, source: &step };
             Ok(context.store.commit_step(&key, &base, &upper)?)

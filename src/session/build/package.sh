@@ -2,7 +2,9 @@
 #
 #   lists     gets the lists of what there is to install
 #   install   installs NAME, in VERSION or one that begins with it; ends with 64 for a language that the image's own packages
-#             do not have in that version, after saying which C library programs from elsewhere have to be made for
+#             do not have in that version, after saying which C library programs from elsewhere have to be made for; standard
+#             input may have a tar of files for /var/cache
+#   wants     says which files would be downloaded to install NAME, each with its name below /var/cache, size and checksum
 set -eu
 action=$1 name=${2-} version=${3-}
 
@@ -36,10 +38,31 @@ versions() {
     esac
 }
 
+# apt-get with a directory of our own for what it downloads: images made for Docker empty the usual one.
+apt_install() {
+    apt-get install -y --no-install-recommends -o APT::Keep-Downloaded-Packages=true \
+        -o Dir::Cache::Archives=/var/cache/apt/podspawn/ "$@"
+}
+
+# Says what would be downloaded to install packages.
+wants() {
+    case $manager in
+    apt-get)
+        apt_install -qq --print-uris -o Acquire::ForceHash=SHA256 "$@" | while read -r _ file size sum; do
+            echo "podspawn: wants apt/podspawn/$file $size sha256:${sum#SHA256:}"
+        done
+        ;;
+    esac
+}
+
 # Installs packages, each perhaps as NAME=VERSION.
 install() {
+    if [ "$action" = wants ]; then
+        wants "$@"
+        return
+    fi
     case $manager in
-    apt-get) apt-get install -y --no-install-recommends -o APT::Keep-Downloaded-Packages=false "$@" ;;
+    apt-get) apt_install "$@" ;;
     apk) apk add "$@" ;;
     dnf | yum) "$manager" install -y --setopt=install_weak_deps=False --setopt=tsflags=nodocs $(dashed "$@") ;;
     microdnf) microdnf install -y --setopt=install_weak_deps=0 --nodocs $(dashed "$@") ;;
@@ -101,7 +124,7 @@ language() {
     apt-get:go)
         is_there "golang-$version-go" || [ -n "$(versions "golang-$version-go")" ] || elsewhere
         install "golang-$version-go"
-        for program in go gofmt; do ln -sf "/usr/lib/go-$version/bin/$program" "/usr/local/bin/$program"; done
+        [ "$action" = wants ] || for program in go gofmt; do ln -sf "/usr/lib/go-$version/bin/$program" "/usr/local/bin/$program"; done
         ;;
     apt-get:python)
         if is_there python3; then
@@ -128,7 +151,12 @@ lists)
     dnf | microdnf | yum) "$manager" -y makecache ;;
     esac
     ;;
-install)
+install | wants)
+    if [ "$manager" = apt-get ]; then
+        mkdir -p /var/cache/apt/podspawn/partial
+        # What has not come whole is downloaded.
+        [ "$action" = wants ] || tar -xof - -C /var/cache 2>/dev/null || true
+    fi
     case $name in
     nodejs | python | go | rust)
         if [ "$manager" = none ] && [ -n "$version" ]; then elsewhere; fi

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     config::Config,
     errors::printable,
-    image::{Digest, Image, ImageError, UpstreamError},
+    image::{Digest, Image, ImageError, UpstreamError, Wanted},
     podfile::Step,
     protocol::{ExitStatus, Identity, Variables},
 };
@@ -110,7 +110,8 @@ impl Doing<'_> {
                 let mut run = as_root([shell.as_deref().unwrap_or("/bin/sh"), "-c", command]);
                 run.env.extend(env.iter().filter_map(pair));
                 let container = self.container(self.base).await?;
-                self.keep(container, key, name, &[], async |container| self.done(container, run).await).await
+                let work = async |container: &BuildContainer| self.done(container, run).await.map(|()| Vec::new());
+                self.keep(container, key, name, &[], work).await
             }
         }
     }
@@ -122,19 +123,20 @@ impl Doing<'_> {
         BuildContainer::start(self.inner, self.config, image).await.map_err(StepError::Container)
     }
 
-    /// Does something in `container` and keeps what it has changed, as the image of `key` on top of the base.
+    /// Does something in `container` and keeps what it has changed, as the image of `key` on top of the base. `work` returns
+    /// which packages there were to download.
     pub(super) async fn keep(
         &self,
         mut container: BuildContainer,
         key: &Digest,
         name: String,
         left_out: &'static [&'static str],
-        work: impl AsyncFnOnce(&BuildContainer) -> Result<(), StepError>,
+        work: impl AsyncFnOnce(&BuildContainer) -> Result<Vec<Wanted>, StepError>,
     ) -> Result<Image, StepError> {
         let result = match self.inner.builds.stop.run_until_cancelled(work(&container)).await {
             None => Err(StepError::Stopped),
             Some(Err(error)) => Err(error),
-            Some(Ok(())) => container.commit(key, self.base, name, left_out).await.map_err(Into::into),
+            Some(Ok(wanted)) => container.commit(key, self.base, name, left_out, wanted).await.map_err(Into::into),
         };
         container.remove().await;
         result

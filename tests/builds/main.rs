@@ -1,19 +1,14 @@
 //! Images of Podfiles: what is built, what is not built again, and what a build leaves.
 
+#[path = "../common/mod.rs"]
 mod common;
+mod languages;
+mod packages;
+mod shared;
 
-use std::{
-    fs,
-    io::{BufRead, BufReader, Write},
-    net::TcpListener,
-    os::unix::fs::{PermissionsExt, symlink},
-    path::PathBuf,
-    process::Child,
-    sync::{Arc, Mutex},
-    thread,
-};
+use std::{fs, path::PathBuf, process::Child};
 
-use common::{GitServer, Host, Image, Output, Run, command::finish, eventually};
+use common::{GitServer, Host, Output, Run, command::finish, eventually};
 use nix::sys::signal::Signal;
 
 const BUSYBOX: &str = "localhost/busybox:test";
@@ -225,173 +220,6 @@ fn without_a_server_nothing_is_built() {
     prebuild(&host, &commands(&host, "y", &["id"]), &tag).status(1).stderr_has("cannot be the name of a new one");
 }
 
-/// A host with Debian's image in a store of its own, where others do not find what is built.
-fn debian() -> Host {
-    // The host's package mirror may have a private address.
-    let host = Host::new().user("ada").image(Image::Debian).config("network:\n  egress: open").prepare();
-    host.own_images();
-    host
-}
-
-/// Runs a command in a new session of the image that was built last.
-fn in_image(host: &Host, name: &str, command: &str) -> Output {
-    let config = fs::read_to_string(host.config_file()).unwrap();
-    let image = config.lines().find(|line| line.trim_start().starts_with("image:")).unwrap();
-    let changed = config.replace(image, &format!("  image: {name}"));
-    fs::write(host.config_file(), changed).unwrap();
-    host.ssh("ada", command).run()
-}
-
-#[test]
-fn packages_come_from_the_image_s_own_package_manager() {
-    let mut host = debian();
-    host.serve();
-    let base = Image::Debian.reference();
-    let text = format!("base: {base}\npackages: [tree, libcap2-bin]\nextra_commands:\n");
-    let text = text + "  - setcap cap_net_bind_service+ep /usr/bin/tree\n  - apt-get remove -y libcap2-bin\n";
-    let file = podfile(&host, "packages", &text);
-    let output = prebuild(&host, &file, &["--tag", "localhost/made:1"]);
-    output.ok().stderr_has("getting the package lists").stderr_has("step 1/4: install tree");
-    assert_eq!(output.stderr.matches("package lists").count(), 1, "once for all packages: {output}");
-    // Nothing of it is done again, but for what is new.
-    let more = podfile(&host, "more", &text.replace("libcap2-bin]", "jq@1.6, libcap2-bin]"));
-    let output = prebuild(&host, &more, &[]);
-    output.ok().stderr_has("step 2/5: install jq@1.6");
-    assert!(!output.stderr.contains("install tree") && !output.stderr.contains("package lists"), "{output}");
-
-    let command =
-        "tree --version >&2 && command -v setcap; getcap /usr/bin/tree; ls /var/lib/apt/lists /var/cache/apt/archives";
-    let seen = in_image(&host, "localhost/made:1", command);
-    let text = seen.text();
-    assert!(!text.contains("setcap") && !text.contains("tree_"), "{text}");
-    let capability = "python3 -c 'import os; print(os.getxattr(\"/usr/bin/tree\", \"security.capability\").hex())'";
-    let seen = host.ssh("ada", capability).run();
-    // Revision 2 in a layer; a container's root sees it as its own.
-    seen.ok().stdout_has("000400000000000000000000000000");
-    let layers = host.images().join("layers");
-    let debs = Run::new("find").arg(&layers).args(["-name", "*.deb", "-newer"]).arg(host.config_file()).run();
-    assert_eq!(debs.text(), "");
-
-    for (package, why) in
-        [("nosuchpackage", "Unable to locate package"), ("jq@99", "there is no version 99 of jq; there are: 1.6")]
-    {
-        let bad = podfile(&host, "bad", &format!("base: {base}\npackages: [tree, {package}]\n"));
-        let output = prebuild(&host, &bad, &[]);
-        output.status(1).stderr_has(&format!("step 2/2: install {package}")).stderr_has(why);
-    }
-    host.assert_no_session_left();
-}
-
-#[test]
-fn an_image_without_a_package_manager_says_so() {
-    let host = Host::new().start();
-    let file = podfile(&host, "none", &format!("base: {BUSYBOX}\npackages: [jq]\n"));
-    prebuild(&host, &file, &[]).status(1).stderr_has("the image has none of the known package managers");
-}
-
-/// A web server with these pages, by path without what is behind a question mark.
-struct Makers {
-    address: String,
-    asked: Arc<Mutex<Vec<String>>>,
-}
-
-impl Makers {
-    fn start(pages: Vec<(&'static str, Vec<u8>)>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = format!("http://{}", listener.local_addr().unwrap());
-        let asked = Arc::new(Mutex::new(Vec::new()));
-        let record = asked.clone();
-        // Ends with the test's process.
-        thread::spawn(move || {
-            for stream in listener.incoming() {
-                let mut stream = stream.unwrap();
-                let mut request = String::new();
-                let mut reader = BufReader::new(&stream);
-                while !request.ends_with("\r\n\r\n") && reader.read_line(&mut request).unwrap() > 0 {}
-                let path =
-                    request.split(' ').nth(1).unwrap_or_default().split('?').next().unwrap_or_default().to_owned();
-                let (status, body) = match pages.iter().find(|(page, _)| *page == path) {
-                    Some((_, body)) => ("200 OK", body.as_slice()),
-                    None => ("404 Not Found", &b""[..]),
-                };
-                record.lock().unwrap().push(path);
-                let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
-                // A client that has seen enough.
-                let _ = stream.write_all(&[head.as_bytes(), body].concat());
-            }
-        });
-        Self { address, asked }
-    }
-
-    fn asked_for(&self, path: &str) -> usize {
-        self.asked.lock().unwrap().iter().filter(|asked| *asked == path).count()
-    }
-}
-
-/// A gzipped tar with one program in it, and its checksum.
-fn archive(program: &str, says: &str) -> (Vec<u8>, String) {
-    let tree = tempfile::tempdir().unwrap();
-    let file = tree.path().join("tree").join(program);
-    fs::create_dir_all(file.parent().unwrap()).unwrap();
-    fs::write(&file, format!("#!/bin/sh\necho {says}\n")).unwrap();
-    fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
-    let tar = tree.path().join("archive.tar.gz");
-    let top = program.split('/').next().unwrap();
-    Run::new("tar")
-        .args(["--owner=4711", "--group=4711", "-C"])
-        .arg(tree.path().join("tree"))
-        .arg("-czf")
-        .arg(&tar)
-        .arg(top)
-        .run()
-        .ok();
-    let sum = Run::new("sha256sum").arg(&tar).run().ok().text();
-    (fs::read(&tar).unwrap(), sum.split(' ').next().unwrap().to_owned())
-}
-
-#[test]
-#[cfg(target_arch = "x86_64")]
-fn a_language_that_the_image_does_not_have_comes_from_its_makers_verified() {
-    let (go, go_sum) = archive("go/bin/go", "this is go");
-    let (node, node_sum) = archive("node-v22.3.0-linux-x64/bin/node", "this is node");
-    let list = format!(
-        r#"[{{"version": "go1.24.3", "files": [{{"filename": "go1.24.3.linux-amd64.tar.gz", "os": "linux", "arch": "amd64",
-            "kind": "archive", "sha256": "{go_sum}"}}]}}]"#
-    );
-    let python = "cpython-3.12.1+20240107-x86_64-unknown-linux-gnu-install_only.tar.gz";
-    let wrong = format!("{}  {python}\n", "0".repeat(64));
-    let makers = Makers::start(vec![
-        ("/go/", list.into_bytes()),
-        ("/go/go1.24.3.linux-amd64.tar.gz", go),
-        ("/node/index.json", br#"[{"version": "v22.3.0"}, {"version": "v20.1.0"}]"#.to_vec()),
-        ("/node/v22.3.0/SHASUMS256.txt", format!("{node_sum}  node-v22.3.0-linux-x64.tar.gz\n").into_bytes()),
-        ("/node/v22.3.0/node-v22.3.0-linux-x64.tar.gz", node.clone()),
-        ("/python/SHA256SUMS", wrong.into_bytes()),
-        ("/python/cpython-3.12.1%2B20240107-x86_64-unknown-linux-gnu-install_only.tar.gz", node),
-    ]);
-    let address = &makers.address;
-    let mirrors = format!("    go: {address}/go\n    nodejs: {address}/node/\n    python: {address}/python\n");
-    let host = Host::new().user("ada").config(&format!("builds:\n  mirrors:\n{mirrors}")).start();
-    let text = |packages: &str| podfile(&host, "languages", &format!("base: {BUSYBOX}\npackages: [{packages}]\n"));
-
-    let output = prebuild(&host, &text("go@1.24, nodejs@22"), &["--tag", "localhost/made:1"]);
-    output.ok().stderr_has("getting go 1.24 from its makers").stderr_has("getting nodejs 22 from its makers");
-    let command = "go; node; stat -c %u:%g /usr/local/go/bin/go /usr/local/bin/node";
-    in_image(&host, "localhost/made:1", command).ok().stdout("this is go\nthis is node\n0:0\n0:0\n");
-
-    // What was fetched once is kept.
-    prebuild(&host, &text("go@1.24.3"), &[]).ok();
-    assert_eq!((makers.asked_for("/go/"), makers.asked_for("/go/go1.24.3.linux-amd64.tar.gz")), (2, 1));
-    let cache = || fs::read_dir(host.root.join("var/lib/podspawn/cache")).unwrap().count();
-    assert_eq!(cache(), 2);
-
-    let output = prebuild(&host, &text("python@3.12"), &[]);
-    output.status(1).stderr_has("does not have the checksum that is published for it");
-    assert_eq!(cache(), 2);
-    prebuild(&host, &text("go@1.25"), &[]).status(1).stderr_has("there is no go 1.25 for x86_64 with gnu at");
-    host.assert_no_session_left();
-}
-
 #[test]
 fn two_users_who_connect_at_once_get_one_build_and_a_container_each() {
     let host = Host::new().user("ada").user("bob").start();
@@ -421,47 +249,4 @@ fn two_users_who_connect_at_once_get_one_build_and_a_container_each() {
         .stdout("")
         .stderr_has("step 2/2: run echo so it is; exit 3: it ended with status 3\n  | so it is\n");
     host.ssh("ada", "echo elsewhere").run().ok().stdout("elsewhere\n");
-}
-
-/// What the script for packages would do in an image that has this package manager, and its exit status.
-fn with_manager(manager: &str, answers: &str, package: [&str; 2]) -> (String, i32) {
-    const SCRIPT: &str = include_str!("../src/session/build/package.sh");
-    let path = tempfile::tempdir().unwrap();
-    for applet in ["sort", "tr", "ln"] {
-        symlink("/bin/busybox", path.path().join(applet)).unwrap();
-    }
-    let fake = path.path().join(manager);
-    fs::write(&fake, format!("#!/bin/sh\ncase \"$*\" in\n{answers}\n*) echo \"{manager} $*\" ;;\nesac\n")).unwrap();
-    fs::set_permissions(&fake, fs::Permissions::from_mode(0o755)).unwrap();
-    let run = Run::new("/bin/busybox").args(["sh", "-c", SCRIPT, "podspawn", "install"]).args(package);
-    let output = run.env("PATH", path.path()).run();
-    (output.text(), output.status.unwrap())
-}
-
-#[test]
-fn apk_and_dnf_are_asked_for_the_version_that_is_wanted() {
-    let apk = "'list --available nodejs') echo 'nodejs-22.11.0-r0 x86_64 {nodejs} (MIT)'; echo 'nodejs-current-23.2.0-r1 x86_64' ;;\n\
-               'list --available jq') echo 'jq-1.7.1-r0 x86_64 {jq} (MIT)' ;;";
-    let dnf = "'-q repoquery --queryformat %{version}-%{release}\n nodejs') printf '22.4.1-1.el9\\n22.10.2-1.el9\\n' ;;\n\
-               '-q repoquery --queryformat %{version}-%{release}\n jq') echo 1.6-16.el9 ;;";
-    let options = "-y --setopt=install_weak_deps=False --setopt=tsflags=nodocs";
-    let table = [
-        ("apk", apk, ["jq", ""], "apk add jq\n".to_owned(), 0),
-        ("apk", apk, ["jq", "1.7"], "apk add jq=1.7.1-r0\n".to_owned(), 0),
-        ("apk", apk, ["jq", "1"], "apk add jq=1.7.1-r0\n".to_owned(), 0),
-        ("apk", apk, ["jq", "1.6"], String::new(), 1),
-        ("apk", apk, ["nodejs", ""], "apk add nodejs npm\n".to_owned(), 0),
-        ("apk", apk, ["nodejs", "22"], "apk add nodejs=22.11.0-r0 npm\n".to_owned(), 0),
-        ("apk", apk, ["nodejs", "2"], "podspawn: elsewhere gnu\n".to_owned(), 64),
-        ("apk", apk, ["go", "1.24"], "podspawn: elsewhere gnu\n".to_owned(), 64),
-        ("dnf", dnf, ["jq", ""], format!("dnf install {options} jq\n"), 0),
-        ("dnf", dnf, ["jq", "1.6"], format!("dnf install {options} jq-1.6-16.el9\n"), 0),
-        ("dnf", dnf, ["jq", "1.5"], String::new(), 1),
-        ("dnf", dnf, ["nodejs", "22"], format!("dnf install {options} nodejs-22.10.2-1.el9 nodejs-npm\n"), 0),
-        ("dnf", dnf, ["nodejs", "20"], "podspawn: elsewhere gnu\n".to_owned(), 64),
-        ("dnf", dnf, ["python", ""], format!("dnf install {options} python3\n"), 0),
-    ];
-    for (manager, answers, package, expected, status) in table {
-        assert_eq!(with_manager(manager, answers, package), (expected, status), "{manager} {package:?}");
-    }
 }
