@@ -308,8 +308,13 @@ fn an_administrator_runs_programs_in_a_session_and_in_its_services() {
     project(&host, &git, "shop", &podfile(&web("front", "front", "    user: \"7:8\"\n").replace("/srv", "/tmp/srv")));
     let stream = Stream::start(&host, "ada+shop");
     let exec = |arguments: &[&str]| host.podspawn(["exec", "ada@shop"]).args(arguments);
-    let said =
-        exec(&["--", "sh", "-c", "id -un; echo $PODSPAWN_PROJECT; echo err >&2; cat; exit 7"]).input("in\n").run();
+    exec(&["--", "wc", "-c"]).input("not asked for\n").run().ok().stdout("0\n");
+    let no_terminal = exec(&["-it", "--", "true"]).input("in\n").run();
+    no_terminal.status(1).stderr_has("podspawn: standard input is not a terminal; leave out --tty");
+    exec(&["-t", "--", "tty"]).run().ok().stdout("/dev/pts/0\r\n");
+    let said = exec(&["-i", "--", "sh", "-c", "id -un; echo $PODSPAWN_PROJECT; echo err >&2; cat; exit 7"])
+        .input("in\n")
+        .run();
     said.status(7).stdout("ada\nshop\nin\n").stderr("err\n");
     let said =
         exec(&["--service", "front", "--", "sh", "-c", "id -u; id -g; hostname; echo $SAYS$PODSPAWN_PROJECT"]).run();

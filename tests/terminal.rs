@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Host, Image, Run};
+use common::{GitServer, Host, Image, Run, Stream};
 
 /// A terminal of 80 columns and 24 rows.
 struct Terminal<'a> {
@@ -12,9 +12,13 @@ struct Terminal<'a> {
 impl<'a> Terminal<'a> {
     /// Opens one with `ssh ada@host COMMAND` running in it.
     fn ssh(host: &'a Host, command: &str) -> Self {
-        let ssh = host.ssh("ada", command).args(["-t"]).command();
-        let words: Vec<String> = std::iter::once(ssh.get_program())
-            .chain(ssh.get_args())
+        Self::of(host, &host.ssh("ada", command).args(["-t"]).command())
+    }
+
+    /// Opens one in which this runs.
+    fn of(host: &'a Host, command: &std::process::Command) -> Self {
+        let words: Vec<String> = std::iter::once(command.get_program())
+            .chain(command.get_args())
             .map(|word| format!("'{}'", word.to_str().unwrap().replace('\'', "'\\''")))
             .collect();
         let terminal = Self { host };
@@ -117,4 +121,49 @@ fn a_person_is_told_why_the_session_ends() {
     host.podspawn(["stop", "ada"]).run().ok();
     terminal.shows("podspawn: the session was stopped by the administrator");
     terminal.shows("status 255");
+}
+
+#[test]
+fn an_administrator_has_a_terminal_in_a_session_and_in_its_services() {
+    let host = Host::new().user("ada").start();
+    let git = GitServer::start();
+    let podfile = "base: localhost/busybox:test\nservices:\n  - {name: db, image: localhost/busybox:test, command: sleep 1000, user: '7:8'}\n";
+    let repository = git.repository("shop", &[("podfile.yaml", podfile)]);
+    host.podspawn(["add-project", "shop", "--repo", &repository.url]).run().ok();
+    let stream = Stream::start(&host, "ada+shop");
+    let exec = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(common::binary());
+        command.arg("--root").arg(&host.root).args(["exec", "-it", "ada@shop"]).args(arguments);
+        command
+    };
+    for (arguments, who) in [(&["--", "sh"][..], "ada"), (&["--service", "db", "--", "sh"], "7")] {
+        let terminal = Terminal::of(&host, &exec(arguments));
+        terminal.shows("$");
+        terminal.keys(&["stty size; tty; id -un || id -u", "Enter"]);
+        terminal.shows("24 80\n/dev/pts/0");
+        terminal.shows(&format!("\n{who}\n"));
+        terminal.keys(&["while :; do stty size; sleep 0.3; done", "Enter"]);
+        terminal.tmux(&["resize-window", "-x", "100", "-y", "30"]);
+        terminal.shows("30 100");
+        terminal.keys(&["C-c"]);
+        terminal.keys(&["echo status=$?; exit 3", "Enter"]);
+        terminal.shows("status=130");
+        terminal.shows("status 3");
+        // It is as it was before: what is typed is seen, and whoever reads it gets whole lines.
+        terminal.keys(&["typed later"]);
+        terminal.shows("typed later");
+    }
+    // It is put right, and the program hung up, when we are made to end too.
+    let terminal = Terminal::of(&host, &exec(&["--", "sh", "-c", "echo pid $$; exec sleep 1000"]));
+    terminal.shows("pid ");
+    let ours = common::leaks::processes(&host.root, "exec");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(ours[0]), nix::sys::signal::Signal::SIGTERM).unwrap();
+    terminal.shows("status 143");
+    terminal.keys(&["typed later"]);
+    terminal.shows("typed later");
+    common::eventually("the program is hung up", || {
+        !host.ssh("ada+shop", "ps").run().ok().text().contains("sleep 1000")
+    });
+    stream.finish();
+    host.assert_no_session_left();
 }

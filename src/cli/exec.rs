@@ -1,11 +1,14 @@
-//! `exec`: a program inside a session or one of its services, with the terminal's or pipe's ends of this command.
+//! `exec`: a program inside a session or one of its services, on pipes or on a terminal of the container's.
 //!
 //! It asks the container's init itself, as the server does: root may do both. So what it carries passes through no server, and
 //! ends with this command.
 
+mod carrier;
+mod terminal;
+
 use std::{
     fs::File,
-    io::{self, Read, Write},
+    io::{self, Write},
     os::fd::{AsFd, OwnedFd},
     process,
     time::Duration,
@@ -13,12 +16,11 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use nix::{
-    errno::Errno,
-    fcntl::{FcntlArg, OFlag, fcntl},
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-};
 
+use self::{
+    carrier::{Carrier, Ends},
+    terminal::Terminal,
+};
 use super::Session;
 use crate::{
     api::types,
@@ -35,12 +37,6 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 /// The only number on the socket.
 const ID: u32 = 1;
 
-/// As much as a pipe holds.
-const BUFFER: usize = 64 << 10;
-
-/// How much is read of what is there when the program has ended. Who still writes then is some other process.
-const LAST_READS: usize = 4;
-
 #[derive(Debug, Args)]
 pub struct Exec {
     /// Whose session
@@ -49,6 +45,12 @@ pub struct Exec {
     /// Run in this service, as its user
     #[arg(long, value_name = "NAME")]
     service: Option<String>,
+    /// Pass standard input on; the program's is empty otherwise
+    #[arg(long, short)]
+    interactive: bool,
+    /// Run on a terminal, whose window is as large as this one's
+    #[arg(long, short)]
+    tty: bool,
     /// The program and its arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<String>,
@@ -63,7 +65,8 @@ impl Exec {
                 && found.status != "stopping"
         });
         let found = found.with_context(|| format!("there is no session of {}", self.session))?;
-        let (container, exec) = self.exec(&found)?;
+        let terminal = self.tty.then(|| Terminal::new(self.interactive)).transpose()?;
+        let (container, exec) = self.exec(&found, terminal.as_ref())?;
         let socket = socket_of(&session.config.paths.run_dir.join("sessions"), &container);
         let init = seqpacket::connect(&socket).context("the container does not answer")?;
         // Nobody but us is on it, and a small message always fits.
@@ -71,11 +74,10 @@ impl Exec {
         wait_readable(init.as_fd(), START_LIMIT).context("the container does not answer")?;
         match wire::recv::<FromInit>(init.as_fd()).context("the container does not answer")? {
             Some((FromInit::Started { .. }, ends)) => {
-                let Ok([stdin, stdout, stderr]) = <[OwnedFd; 3]>::try_from(ends) else {
-                    bail!("the container's answer is of no use")
-                };
-                let status = Carrier::new(init, stdin, stdout, stderr)?.carry()?;
-                process::exit(match status {
+                let ends = ends_of(ends, self.interactive)?;
+                let carried = Carrier::new(init, ends, terminal)?.carry();
+                // Our terminal is what it was before, so that an error is shown as it should be.
+                process::exit(match carried? {
                     ExitStatus::Code(code) => i32::from(code),
                     ExitStatus::Signal { signal, .. } => 128 + signal,
                 })
@@ -90,9 +92,14 @@ impl Exec {
     }
 
     /// Where it is to be run, and how.
-    fn exec(&self, session: &types::Session) -> anyhow::Result<(ContainerId, protocol::Exec)> {
+    fn exec(
+        &self,
+        session: &types::Session,
+        terminal: Option<&Terminal>,
+    ) -> anyhow::Result<(ContainerId, protocol::Exec)> {
         let words = self.command.iter().map(|word| protocol::Bytes::from(word.as_bytes())).collect();
-        let exec = protocol::Exec::new(ID, Program::Argv(words));
+        let pty = terminal.map(Terminal::pty);
+        let exec = protocol::Exec { pty, ..protocol::Exec::new(ID, Program::Argv(words)) };
         let Some(name) = &self.service else {
             let id = session.id.as_deref().context("the session is just being made")?;
             return Ok((id.parse()?, exec));
@@ -112,113 +119,16 @@ impl Exec {
     }
 }
 
-/// Between our standard input and output and the program's, until it has ended.
-struct Carrier {
-    init: OwnedFd,
-    /// Until ours is at its end, or the program does not read any more.
-    stdin: Option<File>,
-    /// What has been read and not written yet.
-    waiting: Vec<u8>,
-    stdout: Option<File>,
-    stderr: Option<File>,
-}
-
-impl Carrier {
-    fn new(init: OwnedFd, stdin: OwnedFd, stdout: OwnedFd, stderr: OwnedFd) -> io::Result<Self> {
-        for end in [&stdin, &stdout, &stderr] {
-            fcntl(end, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+/// Ours of the program's descriptors: the leader of its terminal, or three pipes.
+fn ends_of(mut fds: Vec<OwnedFd>, interactive: bool) -> anyhow::Result<Ends> {
+    let (input, output, errors) = match fds.len() {
+        1 => {
+            let leader = fds.remove(0);
+            (leader.try_clone()?, leader, None)
         }
-        let [stdin, stdout, stderr] = [stdin, stdout, stderr].map(|end| Some(File::from(end)));
-        Ok(Self { init, stdin, waiting: Vec::new(), stdout, stderr })
-    }
-
-    fn carry(mut self) -> anyhow::Result<ExitStatus> {
-        loop {
-            let [ended, out, err, read, write] = self.wait()?;
-            if out {
-                pass_on(&mut self.stdout, &mut io::stdout())?;
-            }
-            if err {
-                pass_on(&mut self.stderr, &mut io::stderr())?;
-            }
-            if read {
-                self.read()?;
-            }
-            if write {
-                self.write();
-            }
-            if ended {
-                return self.end();
-            }
-        }
-    }
-
-    /// Which of init, stdout, stderr, our input and the program's input are ready.
-    fn wait(&self) -> io::Result<[bool; 5]> {
-        let ours = io::stdin();
-        let reads = self.stdin.is_some() && self.waiting.is_empty();
-        let writes = self.stdin.as_ref().filter(|_| !self.waiting.is_empty());
-        let (input, output) = (PollFlags::POLLIN, PollFlags::POLLOUT);
-        let wanted = [
-            Some((self.init.as_fd(), input)),
-            self.stdout.as_ref().map(|end| (end.as_fd(), input)),
-            self.stderr.as_ref().map(|end| (end.as_fd(), input)),
-            reads.then(|| (ours.as_fd(), input)),
-            writes.map(|end| (end.as_fd(), output)),
-        ];
-        let mut fds: Vec<_> = wanted.iter().flatten().map(|(fd, flags)| PollFd::new(*fd, *flags)).collect();
-        match poll(&mut fds, PollTimeout::NONE) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-        let mut ready = fds.iter().map(|fd| fd.any().unwrap_or_default());
-        Ok(wanted.map(|wanted| wanted.is_some() && ready.next().unwrap_or_default()))
-    }
-
-    fn read(&mut self) -> io::Result<()> {
-        let mut buffer = vec![0; BUFFER];
-        match io::stdin().lock().read(&mut buffer)? {
-            0 => self.stdin = None,
-            length => self.waiting.extend_from_slice(&buffer[..length]),
-        }
-        Ok(())
-    }
-
-    fn write(&mut self) {
-        let Some(stdin) = &mut self.stdin else { return };
-        match stdin.write(&self.waiting) {
-            Ok(length) => drop(self.waiting.drain(..length)),
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
-            // It does not read any more.
-            Err(_) => self.stdin = None,
-        }
-    }
-
-    /// The program has ended: passes the rest of its output on.
-    fn end(&mut self) -> anyhow::Result<ExitStatus> {
-        let Ok(Some((FromInit::Exited { status, .. }, _))) = wire::recv::<FromInit>(self.init.as_fd()) else {
-            bail!("the session has ended")
-        };
-        for _ in 0..LAST_READS {
-            pass_on(&mut self.stdout, &mut io::stdout())?;
-            pass_on(&mut self.stderr, &mut io::stderr())?;
-        }
-        Ok(status)
-    }
-}
-
-/// Passes on what is there; nothing more comes from an end that is closed.
-fn pass_on(from: &mut Option<File>, to: &mut impl Write) -> io::Result<()> {
-    let Some(end) = from else { return Ok(()) };
-    let mut buffer = vec![0; BUFFER];
-    match end.read(&mut buffer) {
-        Ok(0) => *from = None,
-        Ok(length) => {
-            to.write_all(&buffer[..length])?;
-            to.flush()?;
-        }
-        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
-        Err(error) => return Err(error),
-    }
-    Ok(())
+        3 => (fds.remove(0), fds.remove(0), fds.pop()),
+        _ => bail!("the container's answer is of no use"),
+    };
+    // Dropped, a pipe is at its end; a terminal stays as long as its output is open.
+    Ok(Ends { input: interactive.then(|| File::from(input)), output: output.into(), errors: errors.map(File::from) })
 }

@@ -37,6 +37,14 @@ pub fn set_window_size(tty: BorrowedFd<'_>, columns: u16, rows: u16, width_px: u
     check(unsafe { libc::ioctl(tty.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) }).map(drop)
 }
 
+/// The window size: columns and rows in characters, width and height in pixels.
+pub fn window_size(tty: BorrowedFd<'_>) -> io::Result<(u16, u16, u16, u16)> {
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: TIOCGWINSZ writes one winsize, which outlives the call.
+    check(unsafe { libc::ioctl(tty.as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) })?;
+    Ok((size.ws_col, size.ws_row, size.ws_xpixel, size.ws_ypixel))
+}
+
 /// Makes `tty` the controlling terminal of this process, which must be a session leader without one.
 pub fn set_controlling(tty: BorrowedFd<'_>) -> io::Result<()> {
     let steal: libc::c_int = 0;
