@@ -145,6 +145,33 @@ fn a_server_killed_while_services_start_leaves_nothing() {
     }
 }
 
+#[test]
+fn everybody_is_told_when_a_service_ends() {
+    let host = Host::new().user("ada").start();
+    let git = GitServer::start();
+    let services = web("front", "front", "").replace("exec httpd", "echo one; echo two; httpd")
+        + &web("kept", "kept", "    restart: on-failure\n").replace("exec httpd", "echo three; httpd");
+    project(&host, &git, "shop", &podfile(&services));
+    let client = host.ssh("ada+shop", "echo ready; exec sleep 1000").spawn();
+    eventually("it is there", || host.sessions().len() == 1 && host.sessions()[0]["status"] == "running");
+    // One that is started again is nobody's business.
+    for service in ["kept", "front"] {
+        // What it ends takes everything in its container along, this too.
+        host.podspawn(["exec", "ada@shop", "--service", service, "--", "killall", "httpd"]).run();
+    }
+    eventually("it is in the log", || {
+        host.podspawn(["logs", "ada@shop", "front"]).run().text().contains("service front was ended by signal 15")
+    });
+    // A new connection asks nobody for what is over, and a program that transfers files hears nothing.
+    host.ssh("ada+shop", "true").run().ok().stderr("");
+    host.podspawn(["stop", "ada@shop"]).run().ok();
+    let output = finish("ssh", client);
+    let told = "podspawn: service front was ended by signal 15\n  | one\n  | two\n";
+    output.stdout("ready\n").stderr_has(told);
+    assert!(!output.stderr.contains("three"), "{output}");
+    host.assert_no_session_left();
+}
+
 fn tag(host: &Host) -> podspawn::names::InstanceTag {
     podspawn::names::InstanceTag::of_root(&host.root)
 }

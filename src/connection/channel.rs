@@ -14,7 +14,14 @@ use russh::{
     ChannelId, ChannelWriteHalf,
     server::{Handle, Msg},
 };
-use tokio::{io::unix::AsyncFd, sync::mpsc, time::timeout};
+use tokio::{
+    io::unix::AsyncFd,
+    sync::{
+        broadcast::{self, error::RecvError},
+        mpsc,
+    },
+    time::timeout,
+};
 
 use super::{
     control::{Attachment, Control},
@@ -127,6 +134,7 @@ async fn say(line: &Line, message: &str, newline: &str) {
 async fn work(start: Start, line: &mut Line, control: &Control, forwards: &Arc<Forwards>) -> End {
     let Start { program, pty, mut env, x11 } = start;
     let audience = Audience::of(&program, pty.is_some());
+    let notices = control.notices();
     let Ready { link, agent } = match waiting::wait(line, control, forwards, audience).await {
         Ok(ready) => ready,
         Err(message) => return End::Failed(message, FAILED),
@@ -191,8 +199,10 @@ async fn work(start: Start, line: &mut Line, control: &Control, forwards: &Arc<F
     };
     let outwards =
         async { tokio::join!(pump::copy_out(&output, write, None), pump::copy_errors(errors.as_ref(), write), ended) };
-    let inwards =
-        async { tokio::join!(pump::copy_in(&incoming.queue, input), obey(events, terminal.as_deref(), &process)) };
+    let inwards = async {
+        let obedience = obey(events, terminal.as_deref(), &process);
+        tokio::join!(pump::copy_in(&incoming.queue, input), obedience, show(notices, write, audience))
+    };
     // The second never ends: the end of the input is told to the process, which may go on.
     tokio::select! {
         _ = outwards => {}
@@ -205,6 +215,25 @@ async fn work(start: Start, line: &mut Line, control: &Control, forwards: &Arc<F
             End::Told
         }
         None => End::Cut(control.why_ended().await),
+    }
+}
+
+/// Shows what the session's users are told, unless a program is to read it.
+async fn show(mut notices: broadcast::Receiver<String>, write: &ChannelWriteHalf<Msg>, audience: Audience) {
+    loop {
+        let message = match notices.recv().await {
+            Ok(message) => message,
+            Err(RecvError::Lagged(_)) => continue,
+            Err(RecvError::Closed) => return,
+        };
+        let text = match audience {
+            Audience::None => continue,
+            Audience::Lines => format!("podspawn: {message}\n"),
+            // On a line of its own, whatever is on the screen.
+            Audience::Terminal => format!("\r\npodspawn: {}\r\n", message.replace('\n', "\r\n")),
+        };
+        // Fails only if the client is gone.
+        let _ = write.extended_data_bytes(1, text.into_bytes()).await;
     }
 }
 

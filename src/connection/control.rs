@@ -9,7 +9,7 @@ use std::{
 
 use tokio::{
     io::Interest,
-    sync::{Mutex, mpsc, oneshot, watch},
+    sync::{Mutex, broadcast, mpsc, oneshot, watch},
     time::{Instant, timeout},
 };
 
@@ -26,6 +26,9 @@ const WAITING: usize = 1024;
 
 /// What is kept of the hooks' output until a channel shows it.
 const MAX_OUTPUT: usize = 256 << 10;
+
+/// Notices that a channel may leave unread before it misses some.
+const NOTICES: usize = 16;
 
 /// How long after a container's end to wait for the supervisor's reason.
 const EXPLANATION: Duration = Duration::from_secs(2);
@@ -73,6 +76,7 @@ pub(super) struct Control {
     requests: mpsc::Sender<Request>,
     attachment: watch::Receiver<Attachment>,
     output: Arc<Mutex<Reader>>,
+    notices: broadcast::Sender<String>,
 }
 
 impl Control {
@@ -85,9 +89,11 @@ impl Control {
         let transcript = Transcript::new(MAX_OUTPUT);
         let output = Arc::new(Mutex::new(transcript.reader()));
         let asked = HashMap::new();
-        let link = Link { socket, adoption, id, from_us, state, transcript, ended, asked, next: 0 };
+        let notices = broadcast::Sender::new(NOTICES);
+        let told = notices.clone();
+        let link = Link { socket, adoption, id, from_us, state, transcript, notices: told, ended, asked, next: 0 };
         tokio::spawn(link.run());
-        (Self { requests, attachment, output }, receiver)
+        (Self { requests, attachment, output, notices }, receiver)
     }
 
     /// Asks whether the key may log in. A supervisor that is gone says no.
@@ -143,6 +149,11 @@ impl Control {
         self.output.clone()
     }
 
+    /// What the session's users are told from now on, while it goes on.
+    pub(super) fn notices(&self) -> broadcast::Receiver<String> {
+        self.notices.subscribe()
+    }
+
     /// Why the session has ended: to be asked when it has, which the supervisor may take a moment to explain.
     pub(super) async fn why_ended(&self) -> String {
         let mut attachment = self.attachment.clone();
@@ -166,6 +177,7 @@ struct Link {
     from_us: mpsc::Receiver<Request>,
     state: watch::Sender<Attachment>,
     transcript: Transcript,
+    notices: broadcast::Sender<String>,
     ended: mpsc::Sender<String>,
     asked: HashMap<u32, oneshot::Sender<KeyVerdict>>,
     next: u32,
@@ -267,6 +279,10 @@ impl Link {
                     }
                     Attachment::Ready(_) | Attachment::Refused(_) | Attachment::Ended(_) => false,
                 });
+            }
+            ToConnection::Notice { message } => {
+                // An error says that no channel is open.
+                let _ = self.notices.send(message);
             }
             ToConnection::Terminate { message } => self.end(message),
             ToConnection::Serve(_) | ToConnection::Adopt { .. } => {

@@ -35,7 +35,8 @@ use crate::names::{ContainerId, ProjectName, SessionId, UserName};
 /// - 3: [`FromConnection::Begun`].
 /// - 4: [`ToConnection::Ready`] and [`ToConnection::Output`], before which a session was ready at once, and
 ///   [`ToInit::MakeDirectory`].
-pub const VERSION: u32 = 4;
+/// - 5: [`ToConnection::Notice`].
+pub const VERSION: u32 = 5;
 
 /// The oldest version of a connection process that is taken over, or of an init that is talked to.
 pub const OLDEST: u32 = 1;
@@ -65,6 +66,9 @@ pub enum ToConnection {
     },
     /// End the SSH connection after showing `message` (one line) on the stderr of every open channel.
     Terminate { message: String },
+    /// Something that has happened in the session and does not end it, for the stderr of every open channel that has a person
+    /// or a log at its other end; lines.
+    Notice { message: String },
     /// A new supervisor introduces itself on the socket that it connected to the connection's adoption listener.
     Adopt { version: u32 },
 }

@@ -21,6 +21,8 @@ pub enum ToClient {
     Output(Reader),
     Refused(String),
     Progress(String),
+    /// Something that users are to know, and that does not end the session.
+    Notice(String),
     Terminate(String),
 }
 

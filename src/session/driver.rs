@@ -69,6 +69,8 @@ pub(super) enum Event {
     Welcomed(ConnectionId),
     /// Where the connection's agent is inside, if it has one.
     Agent(ConnectionId, Option<String>),
+    /// A service has ended and is not started again: what connected users are told.
+    ServiceEnded(String),
     /// Somebody wants to read what is said in the session.
     Logs(oneshot::Sender<Vec<Arc<Log>>>),
     Destroyed(Result<(), steps::DestroyError>),
@@ -178,7 +180,7 @@ impl Driver {
                 Stopping::adopted(connected, Reason::Reconcile)
             }
         };
-        let services = container.as_ref().and_then(|_| services::adopt(&inner, &record));
+        let services = container.as_ref().and_then(|_| services::adopt(&inner, &record, &mailbox));
         let mut driver = Self::new(inner, key, mailbox, events, policy);
         driver.services = services;
         driver.clients = clients.into_iter().map(|client| (client.id, client)).collect();
@@ -294,6 +296,14 @@ impl Driver {
             }
             Event::Agent(id, path) => {
                 self.agents.said(id, path);
+                (state, vec![])
+            }
+            Event::ServiceEnded(told) => {
+                match state {
+                    // Why a session cannot be made is told when that is certain, and one that ends needs no services.
+                    State::Creating(_) | State::Stopping(_) => {}
+                    State::SettingUp(_) | State::Running(_) | State::Grace(_) => self.tell_of_service(&told),
+                }
                 (state, vec![])
             }
             Event::Logs(reply) => {

@@ -34,7 +34,7 @@ use super::{
 use crate::{
     cgroup::{self, Cgroups},
     config::{self, Config},
-    errors::{chain, printable},
+    errors::chain,
     image::{self, Image, Store},
     names::{ContainerId, InstanceTag, NameError, ProjectName, SessionId, UserName},
     network::{self, Egress, Lease, Network, Subnet},
@@ -165,10 +165,7 @@ impl CreateError {
                 "the server's settings for this session are not valid; its log tells the administrator why".to_owned()
             }
             Self::Build(failure) => failure.told(),
-            Self::Service(error) => {
-                let lines = error.lines().to_vec();
-                lines.iter().fold(chain(error), |told, line| format!("{told}\n  | {}", printable(line)))
-            }
+            Self::Service(error) => error.told(),
             other => chain(other),
         }
     }

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     errors::chain,
-    protocol::{FromConnection, KeyVerdict, Serve, SshSettings, ToConnection, wire::AsyncSocket},
+    protocol::{self, FromConnection, KeyVerdict, Serve, SshSettings, ToConnection, wire::AsyncSocket},
     session::{Client, SessionKey, ToClient, state::ConnectionId},
     state::ConnectionRecord,
     sys::pidfd::Held,
@@ -60,6 +60,8 @@ pub(super) struct Connection {
     process: (i32, u64),
     peer: SocketAddr,
     control: AsyncSocket,
+    /// Of the protocol, as the process speaks it.
+    version: u32,
     from_session: mpsc::Receiver<ToClient>,
     to_client: mpsc::Sender<ToClient>,
     login: Option<Login>,
@@ -115,6 +117,7 @@ pub(super) async fn serve(
         process: name,
         peer,
         control,
+        version: protocol::VERSION,
         from_session,
         to_client,
         login: None,
@@ -146,7 +149,7 @@ pub(super) async fn adopted(
     supervisor: Arc<Supervisor>,
     record: ConnectionRecord,
     key: SessionKey,
-    control: AsyncSocket,
+    (control, version): (AsyncSocket, u32),
     (to_client, from_session): (mpsc::Sender<ToClient>, mpsc::Receiver<ToClient>),
 ) {
     let id = record.id;
@@ -159,6 +162,7 @@ pub(super) async fn adopted(
         process: record.process,
         peer: record.peer,
         control,
+        version,
         from_session,
         to_client,
         login: Some(login),
@@ -403,6 +407,13 @@ impl Connection {
             }
             ToClient::Progress(line) => {
                 self.tell(&ToConnection::Progress { line }, &[]).await?;
+                Ok(false)
+            }
+            ToClient::Notice(message) => {
+                // An older process does not know such messages, and its user can still read the log.
+                if self.version >= 5 {
+                    self.tell(&ToConnection::Notice { message }, &[]).await?;
+                }
                 Ok(false)
             }
             ToClient::Refused(message) => {

@@ -88,12 +88,12 @@ pub(super) async fn reconcile(supervisor: &Arc<Supervisor>) -> Result<(), StateE
     for record in sessions {
         let key = SessionKey { user: record.user.clone(), project: record.project.clone() };
         let mut clients = Vec::new();
-        for (connection, Greeted { control, waiting }) in returned.remove(&record.id).unwrap_or_default() {
+        for (connection, Greeted { control, waiting, version }) in returned.remove(&record.id).unwrap_or_default() {
             let (outgoing, from_session) = mpsc::channel(Client::QUEUE);
             let origin = Arc::new(Origin { peer: connection.peer, fingerprint: connection.fingerprint.clone() });
             clients.push(Client { id: connection.id, origin, outgoing: outgoing.clone(), waiting });
             let channel = (outgoing, from_session);
-            let task = client::adopted(supervisor.clone(), connection, key.clone(), control, channel);
+            let task = client::adopted(supervisor.clone(), connection, key.clone(), (control, version), channel);
             supervisor.clients.spawn(task);
         }
         tracing::info!(session = %record.id, connections = clients.len(), "found a session of an earlier server");
@@ -115,6 +115,8 @@ struct Greeted {
     control: AsyncSocket,
     /// It has not been told yet that its session is ready.
     waiting: bool,
+    /// Which messages it understands.
+    version: u32,
 }
 
 async fn greet(socket: &std::path::Path) -> Result<Greeted, AdoptError> {
@@ -128,7 +130,7 @@ async fn greet(socket: &std::path::Path) -> Result<Greeted, AdoptError> {
         Err(_elapsed) => Err(AdoptError::Silent),
         Ok(Err(error)) => Err(AdoptError::Gone(error)),
         Ok(Ok(Some((FromConnection::Adopted { version, waiting, .. }, _)))) => match version {
-            protocol::OLDEST..=protocol::VERSION => Ok(Greeted { control, waiting }),
+            protocol::OLDEST..=protocol::VERSION => Ok(Greeted { control, waiting, version }),
             _ => Err(AdoptError::Version(version)),
         },
         Ok(Ok(_)) => Err(AdoptError::Greeting),

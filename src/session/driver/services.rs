@@ -5,13 +5,17 @@ use std::{sync::Arc, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
-use super::making::{Progress, blocking};
+use super::{
+    Driver, Event, Mailbox,
+    making::{Progress, blocking},
+};
 use crate::{
     image::Progress as _,
     session::{
+        client::ToClient,
         environment::Environment,
         registry::Inner,
-        services::Services,
+        services::{OnEnd, Services},
         steps::{CreateError, Live, SessionKey},
         volumes,
     },
@@ -33,8 +37,10 @@ pub(super) async fn start(
     if live.record.services.is_empty() {
         return Ok(live);
     }
+    let on_end = on_end(progress.mailbox.clone());
     let progress = Arc::new(move |line: &str| progress.line(line));
-    let started = stopped.run_until_cancelled(Services::start(&inner.context, &live.record, progress)).await;
+    let started = Services::start(&inner.context, &live.record, progress, on_end);
+    let started = stopped.run_until_cancelled(started).await;
     let error = match started {
         Some(Ok(services)) => {
             live.services = Some(services);
@@ -51,8 +57,27 @@ pub(super) async fn start(
 }
 
 /// Takes over the services of a session that an earlier supervisor has left.
-pub(super) fn adopt(inner: &Inner, record: &SessionRecord) -> Option<Services> {
-    (!record.services.is_empty()).then(|| Services::adopt(&inner.context, record))
+pub(super) fn adopt(inner: &Inner, record: &SessionRecord, mailbox: &Mailbox) -> Option<Services> {
+    (!record.services.is_empty()).then(|| Services::adopt(&inner.context, record, &on_end(mailbox.clone())))
+}
+
+/// Tells the driver of services that have ended for good.
+fn on_end(mailbox: Mailbox) -> OnEnd {
+    Arc::new(move |ended| {
+        // Nobody is left to be told if the driver is gone.
+        let _ = mailbox.send(Event::ServiceEnded(ended.told()));
+    })
+}
+
+impl Driver {
+    /// Tells all connections that one of the services is not there any more.
+    pub(super) fn tell_of_service(&self, told: &str) {
+        match &self.transcript {
+            // Those whose session is being set up read this and nothing else.
+            Some(transcript) => transcript.push(format!("podspawn: {told}\n").into()),
+            None => self.clients.values().for_each(|client| client.tell(ToClient::Notice(told.to_owned()))),
+        }
+    }
 }
 
 /// Lets services end by themselves where what they write outlives them.

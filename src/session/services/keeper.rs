@@ -9,7 +9,7 @@ use std::{
 use tokio::{sync::watch, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::{Member, STOP_LIMIT, TOLD_LINES, ending};
+use super::{Member, OnEnd, STOP_LIMIT, TOLD_LINES, ending};
 use crate::{
     protocol::ExitStatus,
     session::{
@@ -56,21 +56,21 @@ impl Drop for Keeper {
 
 impl Keeper {
     /// Starts the service, and again whenever that is wanted, until `stopping`.
-    pub(super) fn start(member: Member, stopping: CancellationToken) -> Self {
-        Self::spawn(member, stopping, false)
+    pub(super) fn start(member: Member, stopping: CancellationToken, on_end: OnEnd) -> Self {
+        Self::spawn(member, stopping, on_end, false)
     }
 
     /// Goes on with a service that runs, or has ended unheard.
-    pub(super) fn resume(member: Member, stopping: CancellationToken) -> Self {
-        Self::spawn(member, stopping, true)
+    pub(super) fn resume(member: Member, stopping: CancellationToken, on_end: OnEnd) -> Self {
+        Self::spawn(member, stopping, on_end, true)
     }
 
-    fn spawn(member: Member, stopping: CancellationToken, resume: bool) -> Self {
+    fn spawn(member: Member, stopping: CancellationToken, on_end: OnEnd, resume: bool) -> Self {
         let (sender, life) = watch::channel(Life::Starting);
         let tail = Tail::default();
         let log = Arc::new(Log::new(&member.directory));
         let outlived = member.plan.outlived;
-        let task = Task { member, log: log.clone(), tail: tail.clone(), life: sender };
+        let task = Task { member, log: log.clone(), tail: tail.clone(), life: sender, on_end };
         Self { life, tail, log, outlived, task: tokio::spawn(task.run(stopping, resume)) }
     }
 
@@ -90,7 +90,7 @@ impl Keeper {
 
     /// What it has said last.
     pub(super) fn last_lines(&self) -> Vec<String> {
-        self.tail.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        lines_of(&self.tail)
     }
 
     /// Waits until there is nothing more to be done about the service.
@@ -106,6 +106,11 @@ struct Task {
     log: Arc<Log>,
     tail: Tail,
     life: watch::Sender<Life>,
+    on_end: OnEnd,
+}
+
+fn lines_of(tail: &Tail) -> Vec<String> {
+    tail.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
 }
 
 impl Task {
@@ -120,6 +125,7 @@ impl Task {
             }
             self.note(&how);
             if !self.again(&ended) {
+                (self.on_end)(self.member.failed(how.clone(), lines_of(&self.tail)));
                 self.life.send_replace(Life::Ended(how));
                 return;
             }

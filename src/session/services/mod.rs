@@ -22,7 +22,7 @@ use self::keeper::Keeper;
 pub use self::plan::{Plan, PlanError};
 use super::{inside::InsideError, log::Log, steps::Context};
 use crate::{
-    errors::chain,
+    errors::{chain, printable},
     names::ContainerId,
     protocol::ExitStatus,
     state::{ServiceRecord, SessionRecord},
@@ -44,11 +44,14 @@ pub struct ServiceError {
 }
 
 impl ServiceError {
-    /// What it has said last.
-    pub fn lines(&self) -> &[String] {
-        &self.lines
+    /// For people: one line, and behind it what the service has said last.
+    pub fn told(&self) -> String {
+        self.lines.iter().fold(self.to_string(), |told, line| format!("{told}\n  | {}", printable(line)))
     }
 }
+
+/// Hears of services that have ended and are not started again.
+pub type OnEnd = Arc<dyn Fn(ServiceError) + Send + Sync>;
 
 /// One service as its keeper and its readiness see it.
 #[derive(Debug, Clone)]
@@ -75,7 +78,8 @@ impl Services {
         self.keepers.iter().map(Keeper::log).collect()
     }
 
-    /// Starts the services of `record`, whose containers are there, and returns when all are ready.
+    /// Starts the services of `record`, whose containers are there, and returns when all are ready. `on_end` hears of those
+    /// that end before that, too.
     ///
     /// # Errors
     /// The first one that has failed. Those that have been started go on until their containers are killed.
@@ -83,6 +87,7 @@ impl Services {
         context: &Context,
         record: &SessionRecord,
         progress: Arc<dyn Fn(&str) + Send + Sync>,
+        on_end: OnEnd,
     ) -> Result<Self, ServiceError> {
         let stopping = CancellationToken::new();
         let ready = watch::Sender::new(BTreeSet::new());
@@ -90,13 +95,14 @@ impl Services {
         for service in &record.services {
             let member = member(context, record, service)?;
             let (ready, stopping, progress) = (ready.clone(), stopping.clone(), progress.clone());
+            let on_end = on_end.clone();
             starting.spawn(async move {
                 let mut is_ready = ready.subscribe();
                 let needs: BTreeSet<String> = member.plan.needs.iter().cloned().collect();
                 // We hold a sender.
                 drop(is_ready.wait_for(|ready: &BTreeSet<String>| needs.is_subset(ready)).await);
                 progress(&format!("waiting for service {}", member.name));
-                let keeper = Keeper::start(member.clone(), stopping);
+                let keeper = Keeper::start(member.clone(), stopping, on_end);
                 ready::wait(&member, &keeper).await?;
                 ready.send_modify(|ready| {
                     ready.insert(member.name);
@@ -117,12 +123,12 @@ impl Services {
     }
 
     /// Takes over the services of `record`, which an earlier supervisor has started.
-    pub fn adopt(context: &Context, record: &SessionRecord) -> Self {
+    pub fn adopt(context: &Context, record: &SessionRecord, on_end: &OnEnd) -> Self {
         let stopping = CancellationToken::new();
         let mut keepers = Vec::new();
         for service in &record.services {
             match member(context, record, service) {
-                Ok(member) => keepers.push(Keeper::resume(member, stopping.clone())),
+                Ok(member) => keepers.push(Keeper::resume(member, stopping.clone(), on_end.clone())),
                 Err(error) => tracing::error!(session = %record.id, "{}", chain(error)),
             }
         }
