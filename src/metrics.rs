@@ -14,6 +14,12 @@ use std::{
 /// Upper bounds in seconds: from a warm session to the pull of a big image.
 const READY_BUCKETS: [f64; 12] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0];
 
+/// Upper bounds in seconds: from a container alone to the build of an image before it.
+const CREATION_BUCKETS: [f64; 12] = [0.001, 0.002, 0.003, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 5.0, 60.0, 600.0];
+
+/// Upper bounds in seconds: from a container alone to services that take their time to stop.
+const REMOVAL_BUCKETS: [f64; 8] = [0.001, 0.002, 0.005, 0.01, 0.02, 0.1, 1.0, 10.0];
+
 /// Upper bounds in seconds: from `true` to a night's work.
 const COMMAND_BUCKETS: [f64; 10] = [0.01, 0.1, 1.0, 10.0, 60.0, 300.0, 1800.0, 3600.0, 14_400.0, 28_800.0];
 
@@ -28,6 +34,8 @@ pub struct Metrics {
     forwards: Labelled,
     audit_errors: AtomicU64,
     ready: Histogram<12>,
+    creation: Histogram<12>,
+    removal: Histogram<8>,
     command_time: Histogram<10>,
 }
 
@@ -43,6 +51,8 @@ impl Default for Metrics {
             forwards: Labelled::default(),
             audit_errors: AtomicU64::default(),
             ready: Histogram::new(READY_BUCKETS),
+            creation: Histogram::new(CREATION_BUCKETS),
+            removal: Histogram::new(REMOVAL_BUCKETS),
             command_time: Histogram::new(COMMAND_BUCKETS),
         }
     }
@@ -105,6 +115,16 @@ impl Metrics {
         self.ready.observe(time);
     }
 
+    /// The containers of a session were made within `time` of its first connection's request.
+    pub fn created_in(&self, time: Duration) {
+        self.creation.observe(time);
+    }
+
+    /// Nothing was left of a session `time` after its end was decided.
+    pub fn removed_in(&self, time: Duration) {
+        self.removal.observe(time);
+    }
+
     /// The whole of it as text.
     pub fn render(&self, now: &Now) -> String {
         let count = |value: &AtomicU64| value.load(Ordering::Relaxed);
@@ -148,6 +168,10 @@ impl Metrics {
         text.single("podspawn_audit_errors_total", "counter", help, count(&self.audit_errors).to_string());
         let help = "From the TCP connection to the session, for clients that log in with their first key.";
         text.histogram("podspawn_connect_to_ready_seconds", help, &self.ready);
+        let help = "From the request for a session to its running containers and ready services, without hooks.";
+        text.histogram("podspawn_session_creation_seconds", help, &self.creation);
+        let help = "From the end of a session to nothing left of it.";
+        text.histogram("podspawn_session_removal_seconds", help, &self.removal);
         let help = "How long commands and shells have run.";
         text.histogram("podspawn_command_duration_seconds", help, &self.command_time);
         self.process(&mut text);

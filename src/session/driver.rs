@@ -8,7 +8,7 @@ use std::{
     collections::HashMap,
     os::fd::OwnedFd,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use tokio::{
@@ -91,6 +91,8 @@ pub(super) struct Driver {
     container: Option<crate::runtime::Container>,
     init: Option<AsyncFd<OwnedFd>>,
     services: Option<Services>,
+    /// When its removal was begun.
+    end_began: Option<Instant>,
     retry: Duration,
     /// The latest line about the image, until it has been passed on.
     progress: Arc<Mutex<Option<String>>>,
@@ -127,6 +129,7 @@ impl Driver {
             container: None,
             init: None,
             services: None,
+            end_began: None,
             retry: RETRY_MIN,
             progress: Arc::default(),
             creation: CancellationToken::new(),

@@ -21,6 +21,7 @@ use crate::{
     audit::{self, Audit},
     config::Config,
     image::{Image, Reference},
+    metrics::Metrics,
     podfile::BuildPlan,
     state::{Phase, SessionRecord},
 };
@@ -298,6 +299,10 @@ impl Inner {
     /// Waits for a turn to make a container.
     pub(super) async fn creation_turn(&self) -> tokio::sync::SemaphorePermit<'_> {
         self.creations.acquire().await.expect("the semaphore is never closed")
+    }
+
+    pub(super) fn metrics(&self) -> &Metrics {
+        self.audit.metrics()
     }
 
     pub(super) fn audit(&self, event: &audit::Event<'_>) {

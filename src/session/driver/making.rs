@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{Driver, Event, Mailbox, services};
@@ -24,6 +24,7 @@ impl Driver {
     pub(super) fn start_creation(&self, config: Arc<Config>) {
         let (inner, key, mailbox) = (self.inner.clone(), self.key.clone(), self.mailbox.clone());
         let (progress, stopped) = (self.progress.clone(), self.creation.clone());
+        let start = Instant::now();
         tokio::spawn(async move {
             let progress = Arc::new(Progress { mailbox: mailbox.clone(), line: progress });
             let prepared = async {
@@ -57,6 +58,9 @@ impl Driver {
                     }
                 }
             };
+            if result.is_ok() {
+                inner.metrics().created_in(start.elapsed());
+            }
             // The driver outlives its creation, except when the whole process ends.
             let _ = mailbox.send(Event::Created(result.map_err(Box::new)));
         });
@@ -67,12 +71,16 @@ impl Driver {
         let (inner, mailbox, container) = (self.inner.clone(), self.mailbox.clone(), self.container.take());
         let services = self.services.take();
         self.init = None;
+        let start = *self.end_began.get_or_insert_with(Instant::now);
         tokio::spawn(async move {
             if let Some(delay) = delay {
                 tokio::time::sleep(delay).await;
             }
             services::stop(services).await;
             let result = blocking(&inner, move |context| context.destroy(&record, container)).await;
+            if result.is_ok() {
+                inner.metrics().removed_in(start.elapsed());
+            }
             // As above.
             let _ = mailbox.send(Event::Destroyed(result));
         });
