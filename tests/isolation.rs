@@ -5,9 +5,10 @@ mod common;
 use std::{fs, os::unix::fs::MetadataExt};
 
 use common::{
-    Host, Image, Output, Run, Stream, eventually,
+    GitServer, Host, Image, Output, Run, Stream, eventually,
     world::{HOST, METADATA, PRIVATE, PUBLIC, World, greeter_on_host, sh},
 };
+use nix::sys::signal::Signal;
 
 /// What the server at the other end says to a session's TCP connection.
 fn greeting(host: &Host, user: &str, address: &str, port: u16) -> Output {
@@ -89,6 +90,74 @@ fn what_sessions_may_reach_is_the_configurations_choice() {
     // That holds for those who were there before, too.
     assert_refused(&host, "bob", PUBLIC, 80);
     bob.finish();
+    host.assert_no_session_left();
+}
+
+#[test]
+fn projects_and_users_may_have_a_reach_of_their_own_with_their_services_and_builds() {
+    let world = World::enter();
+    world.greeter(80);
+    let mut host = Host::new().user("ada").user("bob").config("session:\n  mode: grace-period").start();
+    let git = GitServer::start();
+    let podfile = format!(
+        "base: localhost/busybox:test\nextra_commands:\n  - nc -w 5 {PRIVATE} 80 </dev/null > /built || true\n\
+         services:\n  - {{name: side, image: localhost/busybox:test, command: [sleep, '1000']}}\n"
+    );
+    let repository = git.repository("web", &[("podfile.yaml", &podfile)]);
+    host.podspawn(["add-project", "web", "--repo", &repository.url]).run().ok();
+    let list = host.root.join("etc/podspawn/projects.yaml");
+    let text = fs::read_to_string(&list).unwrap();
+    fs::write(&list, format!("{text}  egress: [10.9.9.0/24, 10.10.0.0/16]\n")).unwrap();
+    assert_eq!(host.json(["list-projects"])[0]["egress"], "[10.9.9.0/24, 10.10.0.0/16]");
+    // What a command sets stays.
+    host.podspawn(["update-project", "web"]).run().ok();
+    let directory = host.root.join("etc/podspawn/users");
+    fs::create_dir_all(&directory).unwrap();
+    let say = |user: &str, text: &str| {
+        fs::write(directory.join(format!("{user}.yaml")), text).unwrap();
+    };
+
+    let of_project = |host: &Host| {
+        greeting(host, "ada+web", PRIVATE, 80).ok().stdout(HOST);
+        assert_refused(host, "ada+web", PUBLIC, 80);
+        let in_service = |address: &str| {
+            let command = format!("nc -w 5 {address} 80 </dev/null");
+            host.podspawn(["exec", "ada@web", "--service", "side", "--", "sh", "-c", &command]).run()
+        };
+        in_service(PRIVATE).ok().stdout(HOST);
+        in_service(PUBLIC).status(1).stdout("").stderr_has("refused");
+        greeting(host, "ada", PUBLIC, 80).ok().stdout(HOST);
+        assert_refused(host, "ada", PRIVATE, 80);
+    };
+    of_project(&host);
+    host.ssh("ada+web", "cat /built").run().ok().stdout(HOST);
+    host.end(Signal::SIGKILL);
+    host.serve();
+    of_project(&host);
+
+    // The user's file has the last word, in both directions, and counts from the next session on.
+    let gateway = host.ssh("bob", "cut -d ' ' -f 2 /etc/resolv.conf").run().ok().text();
+    say("bob", "egress: none\n");
+    greeting(&host, "bob", PUBLIC, 80).ok().stdout(HOST);
+    host.podspawn(["stop", "bob"]).run().ok();
+    for login in ["bob", "bob+web"] {
+        assert_refused(&host, login, PUBLIC, 80);
+        assert_refused(&host, login, PRIVATE, 80);
+        assert_refused(&host, login, gateway.trim(), 53);
+        let session = login.replace('+', "@");
+        host.podspawn(["stop", &session]).run().ok();
+    }
+    say("bob", "egress: open\n");
+    greeting(&host, "bob+web", PUBLIC, 80).ok().stdout(HOST);
+    greeting(&host, "bob+web", PRIVATE, 80).ok().stdout(HOST);
+
+    // A Podfile cannot say it, and names of hosts are for later.
+    say("bob", "egress: [example.test]\n");
+    host.podspawn(["config", "check"]).run().status(1).stderr_has("rules for names of hosts are not supported");
+    let wider = git.repository("wider", &[("podfile.yaml", "base: localhost/busybox:test\negress: open\n")]);
+    let added = host.podspawn(["add-project", "wider", "--repo", &wider.url]).run();
+    added.status(1).stderr_has("podfile.yaml:2:1: egress: ");
+    host.podspawn(["stop", "--all"]).run().ok();
     host.assert_no_session_left();
 }
 

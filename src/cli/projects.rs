@@ -120,10 +120,11 @@ impl ListProjects {
         let projects = session.config.projects().read()?;
         if self.json {
             let all = projects.iter().map(|(name, project)| {
-                let Project { repo, branch, local_path, commit, podfile_hash, mode } = project;
+                let Project { repo, branch, local_path, commit, podfile_hash, mode, egress } = project;
                 json!({
                     "name": name, "repo": shown(repo), "branch": branch, "local_path": local_path, "commit": commit,
                     "podfile_hash": podfile_hash, "mode": mode.map(Mode::as_str),
+                    "egress": egress.as_ref().map(ToString::to_string),
                 })
             });
             writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&all.collect::<Vec<_>>())?)?;

@@ -360,19 +360,7 @@ fn network(fields: &Fields<'_>, raw: raw::Network) -> Result<Network, ConfigErro
         let text = format!("{address}/{prefix} does not have between 4 and 16 million addresses");
         return Err(fields.rule("network.pool", text));
     }
-    let known = &["public", "none", "open", "a list of networks"];
-    let egress = match raw.egress {
-        None => Egress::Public,
-        Some(raw::Egress::Word(word)) => match word.as_str() {
-            "public" => Egress::Public,
-            "none" => Egress::None,
-            "open" => Egress::Open,
-            _ => return Err(fields.bad("network.egress", ValueError::Word { value: word, known })),
-        },
-        Some(raw::Egress::Networks(texts)) => {
-            Egress::Only(texts.iter().map(|text| fields.network("network.egress", text)).collect::<Result<_, _>>()?)
-        }
-    };
+    let egress = raw.egress.map_or(Ok(Egress::Public), Egress::of).map_err(|why| fields.bad("network.egress", why))?;
     let dns = raw.dns.unwrap_or_default();
     let dns = dns
         .iter()

@@ -5,6 +5,7 @@
 //! need.
 
 mod effective;
+mod egress;
 pub mod host_keys;
 mod load;
 pub mod overrides;
@@ -18,6 +19,7 @@ pub mod units;
 
 pub(crate) use self::load::explain;
 pub use self::{
+    egress::Egress,
     load::{ConfigError, Options, ValueError},
     stamp::Stamp,
 };
@@ -208,21 +210,10 @@ pub struct Network {
     ///
     /// `None`: one is chosen that the host does not use.
     pub pool: Option<(std::net::Ipv4Addr, u8)>,
+    /// Of those whose project and user have none of their own.
     pub egress: Egress,
     /// Resolvers that our DNS forwarder asks; empty = those of the host's /etc/resolv.conf.
     pub dns: Vec<std::net::IpAddr>,
-}
-
-/// Where sessions may connect to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Egress {
-    /// Everything but private, link-local and other sessions' addresses.
-    Public,
-    None,
-    /// Everything but the host, link-local and other sessions.
-    Open,
-    /// These networks only: address and prefix length.
-    Only(Vec<(std::net::Ipv4Addr, u8)>),
 }
 
 /// What services may have mounted beside volumes of their own.

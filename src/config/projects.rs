@@ -8,7 +8,8 @@ use std::{collections::BTreeMap, io, path::PathBuf};
 use serde::{Deserialize, Serialize, de::IgnoredAny};
 
 use super::{
-    Mode,
+    Egress, Mode,
+    egress::Written,
     load::{ValueError, explain},
 };
 use crate::{
@@ -50,6 +51,8 @@ pub struct Project {
     pub podfile_hash: Option<String>,
     /// What the administrator has set, whatever the Podfile says.
     pub mode: Option<Mode>,
+    /// Where its sessions may connect to; `None` = where all may.
+    pub egress: Option<Egress>,
 }
 
 /// Why the projects could not be read or written.
@@ -88,6 +91,8 @@ struct Entry {
     _image_tag: Option<IgnoredAny>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     mode: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    egress: Option<Written>,
 }
 
 impl Places {
@@ -157,15 +162,24 @@ impl Places {
             commit: set(entry.commit),
             podfile_hash: set(entry.podfile_hash),
             mode: set(entry.mode).map(|mode| Mode::parse(&mode)).transpose().map_err(|why| ("mode", why))?,
+            egress: entry.egress.map(Egress::of).transpose().map_err(|why| ("egress", why))?,
         })
     }
 }
 
 impl Entry {
     fn of(project: &Project) -> Self {
-        let Project { repo, branch, local_path, commit, podfile_hash, mode } = project.clone();
-        let mode = mode.map(|mode| mode.as_str().to_owned());
-        Self { repo, branch, local_path: Some(local_path), commit, podfile_hash, _image_tag: None, mode }
+        let Project { repo, branch, local_path, commit, podfile_hash, mode, egress } = project.clone();
+        Self {
+            repo,
+            branch,
+            local_path: Some(local_path),
+            commit,
+            podfile_hash,
+            _image_tag: None,
+            mode: mode.map(|mode| mode.as_str().to_owned()),
+            egress: egress.map(Written::from),
+        }
     }
 }
 
@@ -196,7 +210,7 @@ mod tests {
         assert_eq!(places.read().unwrap(), Projects::new());
         let text = "backend:\n  repo: github.com/org/backend\n  local_path: /etc/podspawn/projects/backend\n  \
                     podfile_hash: 0123456789ab\n  image_tag: podspawn/backend:podfile-0123456789ab\n  mode: \"\"\n\
-                    web:\n  repo: git@host:web.git\n  mode: destroy-on-disconnect\n";
+                    web:\n  repo: git@host:web.git\n  mode: destroy-on-disconnect\n  egress: [10.1.0.0/16]\n";
         std::fs::write(&places.file, text).unwrap();
         let projects = places.read().unwrap();
         let backend = &projects[&"backend".parse().unwrap()];
@@ -206,6 +220,7 @@ mod tests {
         let web = &projects[&"web".parse().unwrap()];
         assert_eq!(web.local_path, directory.path().join("projects/web/repository"));
         assert_eq!(web.mode, Some(Mode::DestroyOnDisconnect));
+        assert_eq!(web.egress, Some(Egress::Only(vec![("10.1.0.0".parse().unwrap(), 16)])));
         places.write(&projects).unwrap();
         assert_eq!(places.read().unwrap(), projects);
     }
@@ -225,6 +240,7 @@ mod tests {
             ("a: {repo: github.com/o/a, branch: -x}", "a.branch is not valid"),
             ("a: {repo: github.com/o/a, mode: forever}", "a.mode is not valid: \"forever\" is not one of"),
             ("a: {repo: github.com/o/a, mode: persistent}", "persistent is not supported"),
+            ("a: {repo: github.com/o/a, egress: [a.test]}", "a.egress is not valid: \"a.test\": rules for names"),
             ("a: {repo: github.com/o/a, local_path: x}", "a.local_path is not valid: x is not an absolute path"),
         ];
         for (text, expected) in table {

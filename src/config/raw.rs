@@ -163,7 +163,7 @@ section! {
 section! {
     Network {
         pool: String,
-        egress: Egress,
+        egress: super::egress::Written,
         dns: Vec<String>,
     } later { }
 }
@@ -214,14 +214,6 @@ pub(super) enum Limit {
 pub(super) enum Size {
     Bytes(u64),
     Text(String),
-}
-
-/// A word, or a list of networks.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-pub(super) enum Egress {
-    Word(String),
-    Networks(Vec<String>),
 }
 
 impl File {

@@ -93,8 +93,8 @@ pub enum NetworkError {
     StrayLease { container: ContainerId, address: Ipv4Addr, pool: Subnet },
 }
 
-/// Where sessions may connect to. None of these ever includes the host itself, other sessions or link-local addresses.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Where a container may connect to. None of these ever includes the host itself, other sessions or link-local addresses.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Egress {
     /// Everything but private addresses.
     Public,
@@ -114,6 +114,7 @@ pub struct Settings {
     pub pool: Option<Subnet>,
     /// The last supervisor's pool: the one to use while sessions live that have addresses of it.
     pub former_pool: Option<Subnet>,
+    /// Of the containers that have none of their own.
     pub egress: Egress,
 }
 
@@ -122,6 +123,8 @@ pub struct Settings {
 pub struct Lease {
     pub container: ContainerId,
     pub address: Ipv4Addr,
+    /// Where it may connect to; `None` = where all may, as [`Network::set_egress`] says.
+    pub egress: Option<Egress>,
 }
 
 /// A container's network namespace, connected. The namespace and both ends of its veth pair go when the last process in
@@ -247,7 +250,8 @@ impl Network {
         self.rules().close()
     }
 
-    /// Changes where sessions may connect to, those that are there included. Does nothing if that is so already.
+    /// Changes where containers may connect to whose leases do not say it, those that are there included. Does nothing if that
+    /// is so already.
     pub fn set_egress(&self, egress: &Egress) -> Result<(), NetworkError> {
         self.rules().set_egress(egress)
     }

@@ -14,11 +14,11 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::errno::Errno;
 
 use super::{
-    Lease, NetworkError,
+    NetworkError,
     netlink::{Answer, Attributes, Channel, Request, text},
     subnet::Subnet,
 };
-use crate::names::InstanceTag;
+use crate::names::{ContainerId, InstanceTag};
 
 /// What nft shows as the table's comment, in front of the pool: how instances see each other's pools.
 pub(super) const COMMENT: &str = "podspawn pool ";
@@ -47,7 +47,12 @@ const NFTA_SET_ELEM_LIST_SET: u16 = 2;
 const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
 const NFTA_LIST_ELEM: u16 = 1;
 const NFTA_SET_ELEM_KEY: u16 = 1;
+const NFTA_SET_ELEM_DATA: u16 = 2;
 const NFTA_DATA_VALUE: u16 = 1;
+const NFTA_DATA_VERDICT: u16 = 2;
+const NFTA_VERDICT_CODE: u16 = 1;
+const NFTA_VERDICT_CHAIN: u16 = 2;
+const NFT_GOTO: i32 = -4;
 const NLA_F_NESTED: u16 = 0x8000;
 const IFNAMSIZ: usize = 16;
 /// Elements of a set that one message names: an attribute holds 64 KiB, of which each takes 24 bytes.
@@ -55,6 +60,16 @@ const MESSAGE_ELEMENTS: usize = 256;
 
 /// Who may send to whom.
 pub(super) type Pair = (Ipv4Addr, Ipv4Addr);
+
+/// What stands for one container in the sets of the table.
+pub(super) struct Elements {
+    pub(super) container: ContainerId,
+    pub(super) address: Ipv4Addr,
+    /// The chain that decides where it may connect to; `None` will do for removing it.
+    pub(super) egress: Option<String>,
+    pub(super) resolves: bool,
+    pub(super) pairs: Vec<Pair>,
+}
 
 /// Another table of podspawn's, or our own.
 pub(super) struct Table {
@@ -133,29 +148,29 @@ impl Nft {
         }
     }
 
-    /// Lets a container's packets pass, and those of `pairs` between the two; already there is fine. False if there is no
-    /// table. All of it or nothing.
-    pub(super) fn add(&mut self, lease: &Lease, pairs: &[Pair]) -> Result<bool, NetworkError> {
-        match self.batch(NFT_MSG_NEWSETELEM, NLM_F_CREATE, self.elements(lease, pairs, MESSAGE_ELEMENTS)) {
+    /// Lets a container's packets pass; already there is fine. False if there is no table. All of it or nothing.
+    pub(super) fn add(&mut self, elements: &Elements) -> Result<bool, NetworkError> {
+        match self.batch(NFT_MSG_NEWSETELEM, NLM_F_CREATE, self.messages(elements, MESSAGE_ELEMENTS)) {
             Ok(()) => Ok(true),
             Err(Errno::ENOENT) => Ok(false),
-            Err(e) => Err(failed(&format!("add container {} to nft table {}", lease.container, self.table), e)),
+            Err(e) => Err(failed(&format!("add container {} to nft table {}", elements.container, self.table), e)),
         }
     }
 
-    /// Drops a container's packets from now on, and those of `pairs`; already gone, with or without the table, is fine.
-    pub(super) fn remove(&mut self, lease: &Lease, pairs: &[Pair]) -> Result<(), NetworkError> {
-        let removed = match self.batch(NFT_MSG_DELSETELEM, 0, self.elements(lease, pairs, MESSAGE_ELEMENTS)) {
+    /// Drops a container's packets from now on; already gone, with or without the table, is fine.
+    pub(super) fn remove(&mut self, elements: &Elements) -> Result<(), NetworkError> {
+        let removed = match self.batch(NFT_MSG_DELSETELEM, 0, self.messages(elements, MESSAGE_ELEMENTS)) {
             // One that is gone keeps all the others.
-            Err(Errno::ENOENT) => self.elements(lease, pairs, 1).into_iter().try_for_each(|element| {
-                match self.batch(NFT_MSG_DELSETELEM, 0, vec![element]) {
+            Err(Errno::ENOENT) => self.messages(elements, 1).into_iter().try_for_each(|message| {
+                match self.batch(NFT_MSG_DELSETELEM, 0, vec![message]) {
                     Err(Errno::ENOENT) => Ok(()),
                     other => other,
                 }
             }),
             other => other,
         };
-        removed.map_err(|e| failed(&format!("remove container {} from nft table {}", lease.container, self.table), e))
+        removed
+            .map_err(|e| failed(&format!("remove container {} from nft table {}", elements.container, self.table), e))
     }
 
     /// The leases that the kernel knows, as (veth name, address).
@@ -170,26 +185,29 @@ impl Nft {
         }
     }
 
-    /// The messages that name the element of `leases` and those of `pairs`, at most `most` in each.
-    fn elements(&self, lease: &Lease, pairs: &[Pair], most: usize) -> Vec<Vec<u8>> {
-        let mut name = self.tag.veth_name(&lease.container).into_bytes();
+    /// The messages that name a container's elements, at most `most` in each.
+    fn messages(&self, elements: &Elements, most: usize) -> Vec<Vec<u8>> {
+        let address = elements.address.octets();
+        let chain = elements.egress.as_deref();
+        let mut name = self.tag.veth_name(&elements.container).into_bytes();
         name.resize(IFNAMSIZ, 0);
-        name.extend(lease.address.octets());
-        let pairs: Vec<Vec<u8>> = pairs.iter().map(|(from, to)| [from.octets(), to.octets()].concat()).collect();
-        let mut messages: Vec<_> = pairs.chunks(most).map(|keys| self.message("pairs", keys)).collect();
-        messages.push(self.message("leases", &[name]));
+        name.extend(address);
+        let pairs = elements.pairs.iter().map(|(from, to)| element(&[from.octets(), to.octets()].concat(), None));
+        let pairs: Vec<Vec<u8>> = pairs.collect();
+        let mut messages: Vec<_> = pairs.chunks(most).map(|of_pairs| self.message("pairs", of_pairs)).collect();
+        if elements.resolves {
+            messages.push(self.message("resolving", &[element(&address, None)]));
+        }
+        messages.push(self.message("egress", &[element(&address, chain)]));
+        messages.push(self.message("leases", &[element(&name, None)]));
         messages
     }
 
     /// The message that names elements of `set`.
-    fn message(&self, set: &str, keys: &[Vec<u8>]) -> Vec<u8> {
+    fn message(&self, set: &str, elements: &[Vec<u8>]) -> Vec<u8> {
         let mut list = Vec::new();
-        for key in keys {
-            let mut data = Vec::new();
-            attribute(&mut data, NFTA_DATA_VALUE, key);
-            let mut element = Vec::new();
-            attribute(&mut element, NFTA_SET_ELEM_KEY | NLA_F_NESTED, &data);
-            attribute(&mut list, NFTA_LIST_ELEM | NLA_F_NESTED, &element);
+        for element in elements {
+            attribute(&mut list, NFTA_LIST_ELEM | NLA_F_NESTED, element);
         }
         let mut payload = nfgenmsg(NFPROTO_INET, 0);
         attribute(&mut payload, NFTA_SET_ELEM_LIST_TABLE, &c_string(&self.table));
@@ -233,6 +251,23 @@ fn attribute(message: &mut Vec<u8>, kind: u16, value: &[u8]) {
     message.extend(kind.to_ne_bytes());
     message.extend(value);
     message.resize(message.len().next_multiple_of(4), 0);
+}
+
+/// An element of a set, or one of a map that leads to a chain.
+fn element(key: &[u8], chain: Option<&str>) -> Vec<u8> {
+    let nested = |kind: u16, value: &[u8]| {
+        let mut nested = Vec::new();
+        attribute(&mut nested, kind, value);
+        nested
+    };
+    let mut element = nested(NFTA_SET_ELEM_KEY | NLA_F_NESTED, &nested(NFTA_DATA_VALUE, key));
+    if let Some(chain) = chain {
+        let mut verdict = nested(NFTA_VERDICT_CODE, &NFT_GOTO.to_be_bytes());
+        attribute(&mut verdict, NFTA_VERDICT_CHAIN, &c_string(chain));
+        let data = nested(NFTA_DATA_VERDICT | NLA_F_NESTED, &verdict);
+        attribute(&mut element, NFTA_SET_ELEM_DATA | NLA_F_NESTED, &data);
+    }
+    element
 }
 
 fn c_string(name: &str) -> Vec<u8> {

@@ -1,18 +1,23 @@
 //! The instance's nftables table: what is in it, and that it stays.
 //!
 //! Invariant: the number of rules does not depend on the number of sessions. All that a container adds is one element of
-//! the set `leases`, and one of the set `pairs` for either direction to each other container of its session, so that a
-//! packet's way through the table costs the same with one session and with a thousand.
+//! the set `leases`, one of the map `egress` from its address to the chain that decides where it may connect to, one of the set
+//! `resolving` if it may look names up, and one of the set `pairs` for either direction to each other container of its
+//! session. So a packet's way through the table costs the same with one session and with a thousand. There is a chain for each
+//! list of networks that is in use; administrators write these, and most sessions have the same.
 //!
 //! Other software may remove the table at any time (`nft flush ruleset` is how many firewall scripts begin), and then
 //! nothing keeps sessions from the host and from each other. So a [`Ruleset`] remembers what it has made, and makes it
 //! anew when it is told to look and finds something else.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 use super::{
     Egress, Lease, NetworkError,
-    nft::{COMMENT, Nft, Pair},
+    nft::{COMMENT, Elements, Nft},
     subnet::Subnet,
 };
 use crate::names::{ContainerId, InstanceTag};
@@ -34,9 +39,14 @@ pub(super) struct Ruleset {
     policy: Policy,
     leases: Leases,
     made: Made,
+    /// The lists of networks that the table has chains for; a chain's name has the place of its list.
+    lists: Lists,
     /// The table was removed for good.
     closed: bool,
 }
+
+/// All different ones.
+type Lists = Vec<Vec<Subnet>>;
 
 /// By what a table is known to be the one that we made.
 #[derive(PartialEq, Eq)]
@@ -49,8 +59,8 @@ impl Ruleset {
     /// Makes the table, with the leases in `live`, or replaces it in one transaction.
     pub(super) fn make(mut nft: Nft, policy: Policy, live: &[Lease]) -> Result<Self, NetworkError> {
         let leases = live.iter().map(|lease| (lease.container.clone(), lease.clone())).collect();
-        let made = install(&mut nft, &policy, &leases)?;
-        Ok(Self { nft, policy, leases, made, closed: false })
+        let (made, lists) = install(&mut nft, &policy, &leases)?;
+        Ok(Self { nft, policy, leases, made, lists, closed: false })
     }
 
     /// Takes it down again, keeping the socket.
@@ -61,9 +71,13 @@ impl Ruleset {
 
     /// Lets a container's packets pass, also to and from the other containers of its session; already there is fine.
     pub(super) fn add(&mut self, lease: &Lease) -> Result<(), NetworkError> {
-        let pairs = self.pairs(lease);
+        let elements = chain(self.policy.egress_of(lease), &self.lists).map(|chain| self.elements(lease, Some(chain)));
         self.leases.insert(lease.container.clone(), lease.clone());
-        let added = self.nft.add(lease, &pairs).and_then(|added| if added { Ok(()) } else { self.restore() });
+        let added = match elements {
+            Some(elements) => self.nft.add(&elements).and_then(|added| if added { Ok(()) } else { self.restore() }),
+            // It is the first that has this list of networks.
+            None => self.install(),
+        };
         if added.is_err() {
             self.leases.remove(&lease.container);
         }
@@ -73,25 +87,37 @@ impl Ruleset {
     /// Drops a container's packets from now on; already gone, with or without the table, is fine.
     pub(super) fn remove(&mut self, lease: &Lease) -> Result<(), NetworkError> {
         self.leases.remove(&lease.container);
-        let pairs = self.pairs(lease);
-        self.nft.remove(lease, &pairs)
+        // Where an element leads to does not matter any more.
+        let elements = self.elements(lease, None);
+        self.nft.remove(&elements)
     }
 
-    /// Both ways between this container and each other one of its session.
-    fn pairs(&self, lease: &Lease) -> Vec<Pair> {
+    /// What stands for a container in the table's sets; `chain` decides where it may connect to.
+    fn elements(&self, lease: &Lease, chain: Option<String>) -> Elements {
         let others = others(&self.leases, lease);
-        others.flat_map(|other| [(lease.address, other.address), (other.address, lease.address)]).collect()
+        Elements {
+            container: lease.container.clone(),
+            address: lease.address,
+            egress: chain,
+            resolves: resolves(self.policy.egress_of(lease)),
+            // Both ways between it and each other one of its session.
+            pairs: others.flat_map(|other| [(lease.address, other.address), (other.address, lease.address)]).collect(),
+        }
     }
 
-    /// Changes where sessions may connect to, those that are there included. Does nothing if that is so already.
+    /// Changes where containers may connect to that have nothing of their own, those that are there included. Does nothing if
+    /// that is so already.
     pub(super) fn set_egress(&mut self, egress: &Egress) -> Result<(), NetworkError> {
         if self.policy.egress == *egress {
             return Ok(());
         }
         let former = std::mem::replace(&mut self.policy.egress, egress.clone());
-        install(&mut self.nft, &self.policy, &self.leases).map(|made| self.made = made).inspect_err(|_| {
-            self.policy.egress = former;
-        })
+        self.install().inspect_err(|_| self.policy.egress = former)
+    }
+
+    fn install(&mut self) -> Result<(), NetworkError> {
+        (self.made, self.lists) = install(&mut self.nft, &self.policy, &self.leases)?;
+        Ok(())
     }
 
     /// Looks whether the table is still as it was made, and makes it anew otherwise.
@@ -106,8 +132,7 @@ impl Ruleset {
             "somebody has changed or removed the nft table {}; making it anew",
             self.policy.tag.object_name()
         );
-        self.made = install(&mut self.nft, &self.policy, &self.leases)?;
-        Ok(())
+        self.install()
     }
 
     /// Removes the table for good.
@@ -117,10 +142,12 @@ impl Ruleset {
     }
 }
 
-fn install(nft: &mut Nft, policy: &Policy, leases: &Leases) -> Result<Made, NetworkError> {
-    Nft::install(&policy.script(leases))?;
+fn install(nft: &mut Nft, policy: &Policy, leases: &Leases) -> Result<(Made, Lists), NetworkError> {
+    let lists = policy.lists(leases);
+    Nft::install(&policy.script(leases, &lists))?;
     // Removed in this moment: 0 is no table's handle, so the next look finds a difference.
-    Ok(find(nft, &policy.tag)?.unwrap_or(Made { handle: 0, rules: 0 }))
+    let made = find(nft, &policy.tag)?.unwrap_or(Made { handle: 0, rules: 0 });
+    Ok((made, lists))
 }
 
 fn find(nft: &mut Nft, tag: &InstanceTag) -> Result<Option<Made>, NetworkError> {
@@ -134,38 +161,48 @@ pub(super) struct Policy {
     pub(super) tag: InstanceTag,
     pub(super) pool: Subnet,
     pub(super) gateway: Ipv4Addr,
+    /// Of the containers that have none of their own.
     pub(super) egress: Egress,
 }
 
 impl Policy {
+    fn egress_of<'a>(&'a self, lease: &'a Lease) -> &'a Egress {
+        lease.egress.as_ref().unwrap_or(&self.egress)
+    }
+
+    /// The lists of networks that are in use.
+    fn lists(&self, live: &Leases) -> Lists {
+        let all = live.values().map(|lease| self.egress_of(lease)).chain([&self.egress]);
+        let lists = all.filter_map(|egress| match egress {
+            Egress::Only(networks) => Some(networks.clone()),
+            Egress::Public | Egress::None | Egress::Open => None,
+        });
+        lists.collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// The elements of the map `egress`, and those of the set `resolving`.
+    fn reach(&self, live: &Leases, lists: &Lists) -> (String, String) {
+        let egress = elements(live.values().filter_map(|lease| {
+            let chain = chain(self.egress_of(lease), lists)?;
+            Some(format!("{} : goto {chain}", lease.address))
+        }));
+        let resolving = live.values().filter(|lease| resolves(self.egress_of(lease)));
+        let resolving = elements(resolving.map(|lease| lease.address.to_string()));
+        (egress, resolving)
+    }
+
     /// The whole table as one transaction, with `live` in its sets: whatever was there before is replaced, and at no
     /// moment is a live session without rules.
-    fn script(&self, live: &Leases) -> String {
-        let Self { tag, pool, gateway, egress } = self;
+    fn script(&self, live: &Leases, lists: &Lists) -> String {
+        let Self { tag, pool, gateway, egress: _ } = self;
         let table = tag.object_name();
         let ours = format!("\"ps{}*\"", tag.as_str());
         let leases = elements(live.values().map(|l| format!("\"{}\" . {}", tag.veth_name(&l.container), l.address)));
         let pairs =
             live.values().flat_map(|from| others(live, from).map(|to| format!("{} . {}", from.address, to.address)));
         let pairs = elements(pairs);
-        let blocked = match egress {
-            Egress::Public => format!("{NEVER}, {PRIVATE}"),
-            Egress::None | Egress::Open | Egress::Only(_) => NEVER.to_owned(),
-        };
-        let allowed = match egress {
-            Egress::Only(networks) => elements(networks.iter().map(ToString::to_string)),
-            Egress::Public | Egress::None | Egress::Open => String::new(),
-        };
-        let verdict = match egress {
-            Egress::Public | Egress::Open => "accept",
-            Egress::Only(_) => "ip daddr @allowed accept\n    goto refuse",
-            Egress::None => "goto refuse",
-        };
-        // A name lookup carries data to whoever owns the name, so "none" has no names either.
-        let dns = match egress {
-            Egress::None => String::new(),
-            _ => format!("ip daddr {gateway} meta l4proto {{ tcp, udp }} th dport 53 accept"),
-        };
+        let (egress, resolving) = self.reach(live, lists);
+        let of_lists: String = lists.iter().enumerate().map(|(place, networks)| of_list(place, networks)).collect();
         // What is refused is answered, so that a program that tries fails at once instead of after minutes (TCP by a
         // reset, since the kernel sends few ICMP errors a second); what is forged is dropped. `from_session` runs
         // before connection tracking and before anybody's DNAT, so that the ports that other software publishes on the
@@ -183,22 +220,38 @@ table inet {table} {{
   set pairs {{
     type ipv4_addr . ipv4_addr
 {pairs}  }}
-  set blocked {{
+  set never {{
     type ipv4_addr
     flags interval
-    elements = {{ {blocked} }}
+    elements = {{ {NEVER} }}
   }}
-  set allowed {{
+  set private {{
     type ipv4_addr
     flags interval
-    auto-merge
-{allowed}  }}
+    elements = {{ {PRIVATE} }}
+  }}
   chain refuse {{
     meta l4proto tcp reject with tcp reset
     reject with icmpx admin-prohibited
   }}
+  chain public {{
+    ip daddr @private goto refuse
+    accept
+  }}
+  chain open {{
+    accept
+  }}
+  chain none {{
+    goto refuse
+  }}
+{of_lists}  map egress {{
+    type ipv4_addr : verdict
+{egress}  }}
+  set resolving {{
+    type ipv4_addr
+{resolving}  }}
   chain host {{
-    {dns}
+    ip daddr {gateway} meta l4proto {{ tcp, udp }} th dport 53 ip saddr @resolving accept
     goto refuse
   }}
   chain from_session {{
@@ -212,10 +265,11 @@ table inet {table} {{
     ct state established,related accept
     drop
   }}
-  chain egress {{
+  chain from_session_to_world {{
     ct state invalid drop
-    ip daddr @blocked goto refuse
-    {verdict}
+    ip daddr @never goto refuse
+    ip saddr vmap @egress
+    goto refuse
   }}
   chain prerouting {{
     type filter hook prerouting priority raw; policy accept;
@@ -230,7 +284,7 @@ table inet {table} {{
     iifname {ours} oifname {ours} ip saddr . ip daddr @pairs accept
     iifname {ours} oifname {ours} goto refuse
     oifname {ours} goto to_session
-    iifname {ours} goto egress
+    iifname {ours} goto from_session_to_world
   }}
   chain output {{
     type filter hook output priority filter - 5; policy accept;
@@ -246,6 +300,38 @@ table inet {table} {{
 "#
         )
     }
+}
+
+/// The set of the list of networks that has this place, and the chain that goes by it.
+fn of_list(place: usize, networks: &[Subnet]) -> String {
+    let networks = elements(networks.iter().map(ToString::to_string));
+    format!(
+        "  set networks_{place} {{
+    type ipv4_addr
+    flags interval
+    auto-merge
+{networks}  }}
+  chain only_{place} {{
+    ip daddr @networks_{place} accept
+    goto refuse
+  }}
+"
+    )
+}
+
+/// The chain that decides for those with `egress`; `None` if there is none for its networks.
+fn chain(egress: &Egress, lists: &Lists) -> Option<String> {
+    Some(match egress {
+        Egress::Public => "public".to_owned(),
+        Egress::None => "none".to_owned(),
+        Egress::Open => "open".to_owned(),
+        Egress::Only(networks) => format!("only_{}", lists.iter().position(|list| list == networks)?),
+    })
+}
+
+/// A name lookup carries data to whoever owns the name, so "none" has no names either.
+fn resolves(egress: &Egress) -> bool {
+    *egress != Egress::None
 }
 
 /// The other containers of the session that has `lease`.

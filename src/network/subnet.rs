@@ -19,7 +19,7 @@ const SPACES: [Subnet; 3] = [
 const POOL_PREFIX: u8 = 20;
 
 /// An IPv4 network; bits outside its prefix are zero.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Subnet {
     base: u32,
     prefix: u8,

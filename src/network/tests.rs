@@ -130,7 +130,7 @@ fn settings(name: &str, egress: Egress) -> Settings {
 
 fn lease(network: &Network, slot: u32) -> Lease {
     let session = SessionId::from_bits(0x1234_5678 + u64::from(slot) * 0x1_0000_0001);
-    Lease { container: session.into(), address: network.address(slot).unwrap() }
+    Lease { container: session.into(), address: network.address(slot).unwrap(), egress: None }
 }
 
 /// A session in slot `slot`, with a greeter of its own on port 7000.
@@ -231,6 +231,70 @@ fn egress_is_what_the_administrator_says() {
 }
 
 #[test]
+fn each_container_may_have_an_egress_of_its_own() {
+    World::with(|_| {
+        greeter(53);
+        let only = |networks: &[&str]| Egress::Only(networks.iter().map(|network| network.parse().unwrap()).collect());
+        let private = format!("{PRIVATE}/32");
+        let cases = [
+            (None, true, false),
+            (Some(Egress::None), false, false),
+            (Some(Egress::Open), true, true),
+            (Some(only(&[&private])), false, true),
+            (Some(only(&[&private])), false, true),
+            (Some(only(&["198.51.100.0/24", "203.0.113.0/24"])), true, false),
+            (Some(Egress::Public), true, false),
+        ];
+        let mut network = Network::open(&settings("/each", Egress::Public), &[]).unwrap();
+        let sessions: Vec<_> = (0..)
+            .zip(&cases)
+            .map(|(slot, (egress, ..))| {
+                let lease = Lease { egress: egress.clone(), ..lease(&network, slot) };
+                let segment = network.create(&lease).unwrap();
+                (lease, segment.netns)
+            })
+            .collect();
+        let gateway = network.gateway().to_string();
+        let check = |default: Option<(bool, bool)>| {
+            for ((lease, netns), (egress, public, private)) in sessions.iter().zip(&cases) {
+                let (public, private) = default.filter(|_| egress.is_none()).unwrap_or((*public, *private));
+                inside(netns, || {
+                    assert_eq!(greeting(PUBLIC, 80).is_ok(), public, "{egress:?}");
+                    assert_eq!(greeting(PRIVATE, 80).is_ok(), private, "{egress:?}");
+                    let names = lease.egress != Some(Egress::None);
+                    assert_eq!(greeting(&gateway, 53).is_ok(), names, "{egress:?}");
+                    refused(METADATA, 80);
+                });
+            }
+        };
+        let rules = || sh("nft list ruleset | grep -cE '^\\s+(ip|iifname|oifname|ct|meta|fib|goto|accept|reject) '");
+        check(None);
+        let before = rules();
+        // Only those that have none of their own get another one.
+        network.set_egress(&Egress::Open).unwrap();
+        check(Some((true, true)));
+        assert_eq!(rules(), before, "rules for each session");
+        network.set_egress(&Egress::Public).unwrap();
+        // The next supervisor, and somebody who removes the table.
+        let leases: Vec<_> = sessions.iter().map(|(lease, _)| lease.clone()).collect();
+        network = Network::open(&settings("/each", Egress::Public), &leases).unwrap();
+        check(None);
+        sh("nft flush ruleset");
+        network.check().unwrap();
+        check(None);
+        for lease in &leases {
+            network.destroy(lease).unwrap();
+        }
+        let left = sh(&format!("nft -j list table inet {}", tag("/each").object_name()));
+        for lease in &leases {
+            assert!(!left.contains(&format!("\"{}\"", lease.address)), "{left}");
+        }
+        network.close().unwrap();
+        assert_nothing_left(&tag("/each"));
+    });
+}
+
+#[test]
 fn ports_that_others_publish_on_the_host_are_closed_to_sessions() {
     World::with(|world| {
         // As Docker does for `-p 9090:80`.
@@ -255,7 +319,7 @@ fn ports_that_others_publish_on_the_host_are_closed_to_sessions() {
 /// The service number `index` of the session that has `lease`, in slot `slot`, with a greeter of its own.
 fn service(network: &Network, of: &Lease, index: usize, slot: u32) -> (Lease, OwnedFd) {
     let container = ContainerId::of_service(&of.container.session, ServicePlace::new(index).unwrap());
-    let lease = Lease { container, address: network.address(slot).unwrap() };
+    let lease = Lease { container, address: network.address(slot).unwrap(), egress: None };
     let netns = network.create(&lease).unwrap().netns;
     inside(&netns, || greeter(7000));
     (lease, netns)
@@ -328,7 +392,7 @@ fn containers_of_one_session_reach_each_other_and_nobody_elses() {
         network.destroy(&db).unwrap();
         assert_eq!(pairs(&tag), 2 + 2);
         let (_carol, carol_netns) = {
-            let lease = Lease { container: SessionId::from_bits(99).into(), address: db.address };
+            let lease = Lease { container: SessionId::from_bits(99).into(), address: db.address, egress: None };
             let netns = network.create(&lease).unwrap().netns;
             inside(&netns, || greeter(7000));
             (lease, netns)
@@ -745,7 +809,8 @@ fn many_sessions_come_and_go_at_once() {
                     for round in 0..ROUNDS {
                         // The same few slots again and again: an address is free as soon as `destroy` returns.
                         let id = SessionId::from_bits(u64::from(worker * ROUNDS + round) << 8 | 0xff);
-                        let lease = Lease { container: id.into(), address: network.address(worker).unwrap() };
+                        let lease =
+                            Lease { container: id.into(), address: network.address(worker).unwrap(), egress: None };
                         let netns = network.create(&lease).unwrap().netns;
                         inside(&netns, || assert_eq!(greeting(PUBLIC, 80).unwrap(), HOST));
                         network.destroy(&lease).unwrap();

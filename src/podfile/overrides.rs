@@ -5,17 +5,17 @@ use std::collections::BTreeMap;
 use super::{
     Invalid,
     choice::{Mode, User},
-    fields::{dotfiles, limits, variables_of},
+    fields::{MAX_ENTRIES, dotfiles, limits, variables_of},
     problem::{At, Place, Report},
     read::Item,
     resolved::{Dotfiles, Resources},
     value::{self, ValueError},
     yaml,
 };
-use crate::image::Reference;
+use crate::{config::Egress, image::Reference};
 
 const FIELDS: &[&str] =
-    &["image", "cpus", "memory", "pids", "disk", "shell", "mode", "env", "dotfiles", "user", "nested"];
+    &["image", "cpus", "memory", "pids", "disk", "shell", "mode", "env", "dotfiles", "user", "nested", "egress"];
 
 /// What wins over defaults and Podfiles for one user. What is `None` or empty is not said.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -31,6 +31,8 @@ pub struct Overrides {
     pub user: Option<User>,
     /// Whether sandboxes work inside. No Podfile can say it.
     pub nested: Option<bool>,
+    /// Where the user's sessions may connect to. No Podfile can say it.
+    pub egress: Option<Egress>,
 }
 
 impl Overrides {
@@ -68,6 +70,7 @@ impl Overrides {
             dotfiles: fields.get("dotfiles").and_then(|item| dotfiles(item, report)).map(|at| at.value),
             user: fields.get("user").and_then(|item| item.parse(report, User::parse)).map(|at| at.value),
             nested: fields.get("nested").and_then(|item| item.parse(report, switch)).map(|at| at.value),
+            egress: fields.get("egress").and_then(|item| egress(item, report)),
         };
         if let (Some(Mode::Persistent), Some(item)) = (overrides.mode, fields.get("mode")) {
             report.error(&item.place, "persistent is not supported by this version of podspawn");
@@ -85,6 +88,15 @@ fn image(text: &str) -> Result<String, ValueError> {
     parsed.map(|_| text.to_owned()).map_err(|error| ValueError::Other(error.to_string()))
 }
 
+fn egress(item: &Item<'_>, report: &mut Report) -> Option<Egress> {
+    if !item.is_list() {
+        return item.parse(report, Egress::word).map(|at| at.value);
+    }
+    let items = item.list(report, MAX_ENTRIES);
+    let networks = items.iter().filter_map(|item| item.parse(report, Egress::network)).map(|at| at.value);
+    Some(Egress::Only(networks.collect()))
+}
+
 fn switch(text: &str) -> Result<bool, ValueError> {
     text.parse().map_err(|_| ValueError::Word { value: text.to_owned(), known: &["true", "false"] })
 }
@@ -97,7 +109,7 @@ mod tests {
     #[test]
     fn what_a_file_says_is_read() {
         let text = "image: debian:12\ncpus: 0.5\nmemory: 512m\npids: 99\nshell: /bin/zsh\nmode: grace-period\nuser: root\n\
-                    nested: true\n\
+                    nested: true\negress: [10.0.0.0/8]\n\
                     env: {A: 1.20, B:}\ndotfiles: {repo: github.com/me/dots, install: ./install.sh}\n";
         let overrides = Overrides::parse("ada.yaml", text).unwrap();
         let expected = Overrides {
@@ -112,6 +124,7 @@ mod tests {
             }),
             user: Some(User::Root),
             nested: Some(true),
+            egress: Some(Egress::Only(vec![("10.0.0.0".parse().unwrap(), 8)])),
         };
         assert_eq!(overrides, expected);
         for nothing in ["", "# memory: 1g\n", "memory:\n"] {
@@ -129,6 +142,8 @@ mod tests {
             ("disk: 5g", "ada.yaml:1:7: disk: is not supported by this version"),
             ("shell: zsh", "ada.yaml:1:8: shell: \"zsh\" is not an absolute path"),
             ("nested: perhaps", "ada.yaml:1:9: nested: \"perhaps\" is not one of true, false"),
+            ("egress: all", "ada.yaml:1:9: egress: \"all\" is not one of public, none, open, a list"),
+            ("egress: [10.0.0.0/8, a.test]", "egress[1]: \"a.test\": rules for names of hosts are not supported"),
             ("user: ada", "ada.yaml:1:7: user: \"ada\" is not one of root"),
             ("env: [A]", "ada.yaml:1:1: env: must be a map, not a list"),
             ("env: {A=B: x}", "is not a name of a variable"),

@@ -85,6 +85,7 @@ impl Changes {
         let before = projects.get(name).cloned().ok_or_else(|| ProjectError::Unknown(name.clone()))?;
         let (new, mut project, resolved) = self.fetch(name, &before.repo, before.branch.as_deref())?;
         project.mode = before.mode;
+        project.egress.clone_from(&before.egress);
         let directory = self.places.of(name);
         exchange(&new.path, &directory).map_err(|error| ProjectError::Place(directory.clone(), error))?;
         projects.insert(name.clone(), project.clone());
@@ -133,6 +134,7 @@ impl Changes {
             commit: Some(commit),
             podfile_hash: Some(BuildPlan::of(&resolved.podfile).key().to_string()),
             mode: None,
+            egress: None,
         };
         Ok((new, project, resolved))
     }

@@ -16,7 +16,7 @@ use crate::{
     errors::chain,
     image::Image,
     names::ContainerId,
-    network::{self, Lease},
+    network::{self, Egress, Lease},
     protocol::{self, Account, ContainerSpec, SecuritySpec},
     runtime::{self, Container},
     state::SessionRecord,
@@ -34,6 +34,8 @@ pub(super) struct Blueprint<'a> {
     pub id: ContainerId,
     pub id_base: u32,
     pub address: Ipv4Addr,
+    /// `None`: what the server lets everybody connect to.
+    pub egress: Option<Egress>,
     pub image: &'a Image,
     pub cgroup: &'a Cgroup,
     pub hostname: String,
@@ -63,6 +65,7 @@ impl Context {
             id,
             id_base,
             address,
+            egress,
             image,
             cgroup,
             hostname,
@@ -80,7 +83,8 @@ impl Context {
         let socket = self.socket(&id);
         let listener = seqpacket::listen(&socket, INIT_BACKLOG).map_err(|e| CreateError::Directory(socket, e))?;
         let (join, join_fds) = cgroup.join().map_err(CreateError::Cgroup)?;
-        let segment = self.network.create(&Lease { container: id.clone(), address }).map_err(CreateError::Network)?;
+        let lease = Lease { container: id.clone(), address, egress };
+        let segment = self.network.create(&lease).map_err(CreateError::Network)?;
         let spec = ContainerSpec {
             container: id.clone(),
             hostname,

@@ -9,7 +9,7 @@ use super::steps::SessionKey;
 use crate::{
     cgroup,
     config::{
-        Config, Mode, Resources,
+        Config, Egress, Mode, Resources,
         overrides::{self, OverridesError},
         projects::Project,
     },
@@ -34,6 +34,10 @@ pub struct Environment {
     pub services: Vec<podfile::Service>,
     pub limits: cgroup::Limits,
     pub security: SecuritySpec,
+    /// Where all of its containers may connect to; where the server lets everybody if `None`.
+    pub egress: Option<Egress>,
+    /// The same of what is built for it, which is for all who have the project.
+    pub egress_of_builds: Option<Egress>,
     pub life: Life,
 }
 
@@ -143,6 +147,8 @@ impl Environment {
                 seccomp_profile: config.security.seccomp_profile.as_ref().map(|file| file.profile.clone()),
                 nested: config.security.nested,
             },
+            egress: None,
+            egress_of_builds: None,
             life: Life::of(config.session.mode, config),
         }
     }
@@ -161,6 +167,8 @@ impl Environment {
             on_start: podfile.on_start.clone(),
         };
         self.services.clone_from(&podfile.services);
+        self.egress.clone_from(&project.egress);
+        self.egress_of_builds.clone_from(&project.egress);
         self.apply_account(podfile.user, podfile.shell.clone(), config);
         let Resources { max_cpus, max_memory, max_pids, .. } = config.resources;
         let at_most = |asked: Option<u64>, max: Option<u64>| asked.map(|asked| max.map_or(asked, |max| asked.min(max)));
@@ -178,6 +186,7 @@ impl Environment {
         self.apply_account(overrides.user, overrides.shell, config);
         self.apply_limits(&overrides.resources);
         self.security.nested = overrides.nested.unwrap_or(self.security.nested);
+        self.egress = overrides.egress.or(self.egress.take());
         self.set_up.dotfiles = overrides.dotfiles.or(self.set_up.dotfiles.take());
         for (name, value) in overrides.env {
             self.env.retain(|(known, _)| *known != name);

@@ -200,7 +200,7 @@ impl Sessions {
         config: &Arc<Config>,
         progress: impl FnMut(&str),
     ) -> Result<Image, CreateError> {
-        build::ensure(&self.0, plan, config, progress).await
+        build::ensure(&self.0, plan, None, config, progress).await
     }
 
     /// Gives an image one more name.

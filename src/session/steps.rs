@@ -332,6 +332,7 @@ impl Context {
             created_at: SystemTime::now(),
             boot_id: self.boot_id.clone(),
             on_start: environment.set_up.on_start.clone(),
+            egress: environment.egress.as_ref().map(ToString::to_string),
         };
         let count = config.security.userns_count.min(self.addresses());
         let slots = Slots { count, first_id: config.security.userns_first };
@@ -366,12 +367,13 @@ impl Context {
         let cgroup = if services.is_empty() { &whole } else { &part(&session, &cgroup::Limits::default())? };
 
         // The configuration may have changed since the last session.
-        self.network.set_egress(&egress(config)).map_err(CreateError::Network)?;
+        self.network.set_egress(&egress(&config.network.egress)).map_err(CreateError::Network)?;
         let of_image = image_env(&images.session);
         let container = self.make_container(Blueprint {
             id: session,
             id_base: record.id_base,
             address,
+            egress: environment.egress.as_ref().map(egress),
             image: &images.session,
             cgroup,
             hostname,
@@ -395,6 +397,7 @@ impl Context {
                 id,
                 id_base,
                 address,
+                egress: environment.egress.as_ref().map(egress),
                 image,
                 hostname: name,
                 hosts: hosts.clone(),
@@ -485,12 +488,19 @@ impl Context {
 
 /// The addresses of all containers of a session, as far as they have one.
 pub fn leases(record: &SessionRecord) -> Vec<Lease> {
-    let own = record.address.map(|address| Lease { container: record.id.clone().into(), address });
-    let of_services = record.services.iter().filter_map(|service| {
-        let container = ContainerId::of_service(&record.id, service.place);
-        service.address.map(|address| Lease { container, address })
+    let egress = record.egress.as_deref().map(|text| match text.parse() {
+        Ok(of_session) => egress(&of_session),
+        Err(error) => {
+            tracing::error!(session = %record.id, "it may connect to nothing any more: {text:?}: {}", chain(error));
+            Egress::None
+        }
     });
-    own.into_iter().chain(of_services).collect()
+    let own = record.address.map(|address| (record.id.clone().into(), address));
+    let of_services = record.services.iter().filter_map(|service| {
+        service.address.map(|address| (ContainerId::of_service(&record.id, service.place), address))
+    });
+    let all = own.into_iter().chain(of_services);
+    all.map(|(container, address)| Lease { container, address, egress: egress.clone() }).collect()
 }
 
 /// The part of the session's budget that a service may have.
@@ -507,9 +517,9 @@ fn new_id() -> SessionId {
     SessionId::from_bits(getrandom::u64().expect("getrandom(2) does not fail on a kernel that can run containers"))
 }
 
-/// Where the configuration lets sessions connect to.
-pub fn egress(config: &Config) -> Egress {
-    match &config.network.egress {
+/// What the configuration calls it, for the network.
+pub fn egress(configured: &config::Egress) -> Egress {
+    match configured {
         config::Egress::Public => Egress::Public,
         config::Egress::None => Egress::None,
         config::Egress::Open => Egress::Open,

@@ -82,6 +82,9 @@ const MIGRATIONS: &[&str] = &[
     "
     ALTER TABLE sessions ADD COLUMN on_start TEXT;
 ",
+    "
+    ALTER TABLE sessions ADD COLUMN egress TEXT;
+",
 ];
 
 /// Ids that a container has: 0..65536.
@@ -170,8 +173,8 @@ impl State {
         change
             .execute(
                 "INSERT INTO sessions (id, user, project, slot, id_base, phase, image, image_reference, mode,
-                     created_at_ms, boot_id, kind, on_start)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+                     created_at_ms, boot_id, kind, on_start, egress)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
                 params![
                     record.id.as_str(),
                     record.user.as_str(),
@@ -186,6 +189,7 @@ impl State {
                     record.boot_id,
                     record.kind.as_str(),
                     record.on_start,
+                    record.egress,
                 ],
             )
             .map_err(|e| self.failed(e))?;
@@ -308,7 +312,8 @@ impl State {
         let mut sessions = self.rows(
             &moment,
             "SELECT id, user, project, slot, id_base, phase, image, image_reference, mode, init_pid, init_starttime,
-                    init_version, grace_deadline_ms, created_at_ms, address, boot_id, kind, on_start
+                    init_version, grace_deadline_ms, created_at_ms, address, boot_id, kind, on_start,
+                    egress
              FROM sessions ORDER BY created_at_ms, id",
             records::session_from_row,
         )?;

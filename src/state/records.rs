@@ -76,6 +76,8 @@ pub struct NewSession {
     pub boot_id: String,
     /// A script for each connection.
     pub on_start: Option<String>,
+    /// Where it may connect to, as a file would say it; `None` = where all may. Means nothing to the database.
+    pub egress: Option<String>,
 }
 
 /// What is known of a session's service before it has a slot.
@@ -145,11 +147,14 @@ pub struct SessionRecord {
     pub services: Vec<ServiceRecord>,
     /// A script for each connection.
     pub on_start: Option<String>,
+    /// Where it may connect to, as a file would say it; `None` = where all may. Means nothing to the database.
+    pub egress: Option<String>,
 }
 
 impl SessionRecord {
     pub(super) fn new(new: NewSession, slot: u32, id_base: u32) -> Self {
-        let NewSession { id, kind, user, project, image, image_reference, mode, created_at, boot_id, on_start } = new;
+        let NewSession { id, kind, user, project, image, image_reference, mode, created_at, boot_id, on_start, egress } =
+            new;
         Self {
             id,
             kind,
@@ -169,6 +174,7 @@ impl SessionRecord {
             boot_id,
             services: Vec::new(),
             on_start,
+            egress,
         }
     }
 }
@@ -212,6 +218,7 @@ pub(super) fn session_from_row(row: &Row<'_>) -> rusqlite::Result<Result<Session
     let grace_deadline: Option<i64> = row.get("grace_deadline_ms")?;
     let address: Option<String> = row.get("address")?;
     let on_start: Option<String> = row.get("on_start")?;
+    let egress: Option<String> = row.get("egress")?;
     let (slot, id_base, init_version, image, image_reference, created_at, boot_id) = (
         row.get("slot")?,
         row.get("id_base")?,
@@ -241,6 +248,7 @@ pub(super) fn session_from_row(row: &Row<'_>) -> rusqlite::Result<Result<Session
             boot_id,
             services: Vec::new(),
             on_start,
+            egress,
         })
     };
     Ok(parse())

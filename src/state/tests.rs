@@ -15,6 +15,7 @@ fn new(id: u64, user: &str) -> NewSession {
         created_at: UNIX_EPOCH + Duration::from_secs(5),
         boot_id: "boot".to_owned(),
         on_start: Some("echo hello".to_owned()),
+        egress: Some("[10.0.0.0/8]".to_owned()),
     }
 }
 

@@ -260,7 +260,7 @@ fn open_leaves(config: &Config) -> Result<Context, StartError> {
         tag: config.instance.clone(),
         pool: config.network.pool.and_then(|(address, prefix)| Subnet::new(address, prefix)),
         former_pool: state.pool()?.and_then(|pool| pool.parse().ok()),
-        egress: session::egress(config),
+        egress: session::egress(&config.network.egress),
     };
     let live: Vec<_> = state.sessions()?.iter().flat_map(session::leases).collect();
     let network = Network::open(&settings, &live)?;

@@ -10,7 +10,7 @@ use super::super::{
 };
 use crate::{
     cgroup,
-    config::{Config, Mode},
+    config::{Config, Egress, Mode},
     errors::chain,
     image::{Digest, Image, ImageError, Packages, Upper, Wanted},
     podfile::BuildPlan,
@@ -45,11 +45,17 @@ pub(super) struct BuildContainer {
 }
 
 impl BuildContainer {
-    /// Starts one on top of `image`.
-    pub(super) async fn start(inner: &Arc<Inner>, config: &Arc<Config>, image: &Image) -> Result<Self, CreateError> {
+    /// Starts one on top of `image`, which may connect to what `egress` says.
+    pub(super) async fn start(
+        inner: &Arc<Inner>,
+        config: &Arc<Config>,
+        egress: Option<&Egress>,
+        image: &Image,
+    ) -> Result<Self, CreateError> {
         let packages = Packages::new(&config.paths.state_dir.join("cache"), config.builds.package_cache);
-        let (config, image) = (config.clone(), image.clone());
-        let (record, container) = blocking(inner, move |context| context.create_for_build(&image, &config)).await?;
+        let (config, egress, image) = (config.clone(), egress.cloned(), image.clone());
+        let create = move |context: &Context| context.create_for_build(&image, egress, &config);
+        let (record, container) = blocking(inner, create).await?;
         Ok(Self { inner: inner.clone(), record, container: Some(container), packages, removed: false })
     }
 
@@ -122,10 +128,15 @@ impl Drop for BuildContainer {
 
 impl Context {
     /// Makes a container on top of `image`, or leaves nothing behind. Blocks.
-    fn create_for_build(&self, image: &Image, config: &Config) -> Result<(SessionRecord, Container), CreateError> {
+    fn create_for_build(
+        &self,
+        image: &Image,
+        egress: Option<Egress>,
+        config: &Config,
+    ) -> Result<(SessionRecord, Container), CreateError> {
         let user = "build".parse().map_err(|_| CreateError::ImageRemoved(image.reference.clone()))?;
         let key = SessionKey { user, project: None };
-        let environment = environment(&key, image, config);
+        let environment = Environment { egress, ..environment(&key, image, config) };
         let mut record = {
             // Nobody may prune it before the row says that it is in use.
             let _held = self.store.hold().map_err(|error| CreateError::Image(image.reference.clone(), error))?;
@@ -175,6 +186,8 @@ fn environment(key: &SessionKey, image: &Image, config: &Config) -> Environment 
             seccomp_profile: config.security.seccomp_profile.as_ref().map(|file| file.profile.clone()),
             nested: false,
         },
+        egress: None,
+        egress_of_builds: None,
         life: Life { mode: Mode::DestroyOnDisconnect, grace: None, max_lifetime: None },
     }
 }

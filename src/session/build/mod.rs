@@ -29,7 +29,7 @@ use super::{
     steps::{Context, CreateError},
 };
 use crate::{
-    config::Config,
+    config::{Config, Egress},
     errors::chain,
     image::{self, Digest, Image},
     podfile::BuildPlan,
@@ -138,12 +138,14 @@ impl Context {
     }
 }
 
-/// Gets the image of `plan` ready, unless it is there; waits for it, and passes on how it goes.
+/// Gets the image of `plan` ready, unless it is there; waits for it, and passes on how it goes. Its steps may connect to what
+/// `egress` says, or else to what the server lets everybody; if somebody else has begun it, to what that one said.
 ///
 /// Dropping the future leaves the build to itself.
 pub(super) async fn ensure(
     inner: &Arc<Inner>,
     plan: &BuildPlan,
+    egress: Option<&Egress>,
     config: &Arc<Config>,
     mut progress: impl FnMut(&str),
 ) -> Result<Image, CreateError> {
@@ -154,7 +156,7 @@ pub(super) async fn ensure(
     if let Some(image) = found {
         return Ok(image);
     }
-    let mut status = join(inner, plan, config);
+    let mut status = join(inner, plan, egress, config);
     let mut shown = 0;
     loop {
         let Status { lines, ended } = status.borrow_and_update().clone();
@@ -172,7 +174,12 @@ pub(super) async fn ensure(
 }
 
 /// The running build of `plan`, or a new one.
-fn join(inner: &Arc<Inner>, plan: &BuildPlan, config: &Arc<Config>) -> watch::Receiver<Status> {
+fn join(
+    inner: &Arc<Inner>,
+    plan: &BuildPlan,
+    egress: Option<&Egress>,
+    config: &Arc<Config>,
+) -> watch::Receiver<Status> {
     let key = plan.key();
     let mut running = inner.builds.running.lock().unwrap_or_else(PoisonError::into_inner);
     // One that has panicked is in nobody's way.
@@ -181,7 +188,13 @@ fn join(inner: &Arc<Inner>, plan: &BuildPlan, config: &Arc<Config>) -> watch::Re
     }
     let (told, status) = watch::channel(Status::default());
     running.insert(key.clone(), status.clone());
-    let build = Build { inner: inner.clone(), plan: plan.clone(), config: config.clone(), told: Arc::new(Told(told)) };
+    let build = Build {
+        inner: inner.clone(),
+        plan: plan.clone(),
+        egress: egress.cloned(),
+        config: config.clone(),
+        told: Arc::new(Told(told)),
+    };
     inner.builds.tasks.spawn(async move {
         let ended = build.run().await;
         let Build { inner, told, .. } = build;
@@ -216,6 +229,7 @@ impl image::Progress for Told {
 struct Build {
     inner: Arc<Inner>,
     plan: BuildPlan,
+    egress: Option<Egress>,
     config: Arc<Config>,
     told: Arc<Told>,
 }
@@ -266,7 +280,8 @@ impl Build {
         let began = Instant::now();
         let tail = Arc::new(Tail::default());
         let (inner, config, told) = (&self.inner, &self.config, &self.told);
-        let doing = step::Doing { inner, config, origin, base, told, tail: tail.clone() };
+        let egress = self.egress.as_ref();
+        let doing = step::Doing { inner, config, egress, origin, base, told, tail: tail.clone() };
         let mut done = std::pin::pin!(doing.run(key, step));
         let result = loop {
             tokio::select! {

@@ -16,7 +16,7 @@ use super::{
     package::CACHES,
 };
 use crate::{
-    config::Config,
+    config::{Config, Egress},
     errors::printable,
     image::{Digest, Image, ImageError, UpstreamError, Wanted},
     podfile::Step,
@@ -82,6 +82,8 @@ impl Tail {
 pub(super) struct Doing<'a> {
     pub(super) inner: &'a Arc<Inner>,
     pub(super) config: &'a Arc<Config>,
+    /// Where the step may connect to; `None` = where the server lets everybody.
+    pub(super) egress: Option<&'a Egress>,
     /// What the plan starts from.
     pub(super) origin: &'a Image,
     /// What this step starts from.
@@ -120,7 +122,7 @@ impl Doing<'_> {
         if self.inner.builds.stop.is_cancelled() {
             return Err(StepError::Stopped);
         }
-        BuildContainer::start(self.inner, self.config, image).await.map_err(StepError::Container)
+        BuildContainer::start(self.inner, self.config, self.egress, image).await.map_err(StepError::Container)
     }
 
     /// Does something in `container` and keeps what it has changed, as the image of `key` on top of the base. `work` returns

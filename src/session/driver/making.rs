@@ -37,7 +37,8 @@ impl Driver {
                     let (environment, progress) = (environment.clone(), progress.clone());
                     move |context| context.ensure_service_images(&environment, &*progress)
                 });
-                let session = build::ensure(&inner, &environment.image, &config, |line| progress.line(line));
+                let egress = environment.egress_of_builds.as_ref();
+                let session = build::ensure(&inner, &environment.image, egress, &config, |line| progress.line(line));
                 tokio::try_join!(session, services)?;
                 services::wait_for_volumes(&inner, &key, &environment).await?;
                 Ok(environment)
