@@ -25,6 +25,7 @@ mod assemble;
 mod auth;
 mod bootstrap;
 mod commit;
+mod copy;
 mod digest;
 mod export;
 mod holes;
@@ -103,6 +104,8 @@ pub enum ImageError {
     NoDestination(String),
     #[error("cannot export {}", .0.display())]
     Export(PathBuf, #[source] io::Error),
+    #[error("cannot copy {} of the image", .0.display())]
+    Copy(PathBuf, #[source] io::Error),
     #[error("{0} is larger than images.max_size, or has more entries than images.max_entries")]
     TooLarge(String),
     #[error("{image} is in use by a session")]

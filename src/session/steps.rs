@@ -406,7 +406,7 @@ impl Context {
                 workdir: None,
                 security: environment.security_of_services(config),
                 volumes: self
-                    .volumes(key, &record.id, service, record.mode, &config.volumes.allow)
+                    .volumes(key, &record.id, (service, image), record.mode, &config.volumes.allow)
                     .map_err(|error| CreateError::Volume(service.name.clone(), error))?,
             })?;
             let starttime = container.starttime().map_err(CreateError::Died)?;

@@ -5,10 +5,13 @@
 //!   STATE/sessions/<id>/volumes/<name>        goes with a session that is destroyed on disconnect
 //! ```
 //!
+//! A new one with a name begins with what the image has in its place, and is there when all of that is.
+//!
 //! On disk the ids are those that the services see, 0 to 65535, whichever range of the host's a session has: the mount
 //! shifts them. Nobody but the host's root gets into these directories by another way.
 
 use std::{
+    fs::File,
     io,
     os::{fd::AsFd, fd::OwnedFd, unix::fs::DirBuilderExt},
     path::{Path, PathBuf},
@@ -18,19 +21,24 @@ use nix::{
     errno::Errno,
     fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2},
     sys::stat::Mode,
+    unistd::syncfs,
 };
 
 use super::steps::{Context, SessionKey};
 use crate::{
     config,
+    image::{Image, ImageError},
     names::SessionId,
     podfile::{Service, Volume, VolumeSource},
     protocol,
-    sys::mount_api::open_tree_clone,
+    sys::{mount_api::open_tree_clone, remove_tree::remove_tree},
 };
 
 /// The name of the directory for sessions without a project, which no project can have.
 const NO_PROJECT: &str = "-";
+
+/// The name of a volume that is being made, which none can have.
+const NEW: &str = ".new";
 
 /// Volumes of one service: their mounts travel in one message.
 const MAX_VOLUMES: usize = 8;
@@ -46,14 +54,21 @@ pub enum VolumeError {
     NoDirectory(String, #[source] io::Error),
     #[error("cannot use the volume {0}")]
     Named(String, #[source] io::Error),
+    #[error("cannot begin the volume {0} with what the image has in its place")]
+    Image(String, #[source] Box<ImageError>),
 }
 
 /// Whether what the service writes to a volume outlives a session of this mode.
 pub(super) fn outlives(volume: &Volume, mode: config::Mode) -> bool {
     match volume.source {
         VolumeSource::Host(_) => !volume.read_only,
-        VolumeSource::Name(_) => !volume.read_only && (volume.keep || mode != config::Mode::DestroyOnDisconnect),
+        VolumeSource::Name(_) => !volume.read_only && is_kept(volume, mode),
     }
+}
+
+/// Whether a volume with a name is there for the next session too.
+fn is_kept(volume: &Volume, mode: config::Mode) -> bool {
+    volume.keep || mode != config::Mode::DestroyOnDisconnect
 }
 
 /// A mount that is attached nowhere yet, and what init does with it.
@@ -69,12 +84,13 @@ impl Prepared {
 }
 
 impl Context {
-    /// Makes the volumes of a service that are not there, and their mounts.
+    /// Makes the volumes of a service that are not there, and their mounts. `image` is what it runs. Blocks, for as long as
+    /// files are copied.
     pub(super) fn volumes(
         &self,
         key: &SessionKey,
         session: &SessionId,
-        service: &Service,
+        (service, image): (&Service, &Image),
         mode: config::Mode,
         allowed: &[PathBuf],
     ) -> Result<Prepared, VolumeError> {
@@ -86,12 +102,10 @@ impl Context {
             let directory = match &volume.source {
                 VolumeSource::Host(path) => open_allowed(path, allowed)?,
                 VolumeSource::Name(name) => {
-                    let parent = if volume.keep || mode != config::Mode::DestroyOnDisconnect {
-                        self.volumes_of(key)
-                    } else {
-                        self.state_dir.join(session.as_str()).join("volumes")
-                    };
-                    make(&parent, name).map_err(|error| VolumeError::Named(name.clone(), error))?
+                    let kept = is_kept(volume, mode);
+                    let parent =
+                        if kept { self.volumes_of(key) } else { self.state_dir.join(session.as_str()).join("volumes") };
+                    self.named(&parent, name, image, &volume.path, kept)?
                 }
             };
             let mount = open_tree_clone(directory.as_fd(), c"");
@@ -105,26 +119,54 @@ impl Context {
         Ok(Prepared { mounts, volumes })
     }
 
+    /// Opens the directory of a volume with a name, making it from what `image` has at `path` if it is not there. One that is
+    /// `kept` is on the disk before it has its name: half of it would be taken for all when the power has failed.
+    fn named(&self, parent: &Path, name: &str, image: &Image, path: &str, kept: bool) -> Result<OwnedFd, VolumeError> {
+        let failed = |error| VolumeError::Named(name.to_owned(), error);
+        if let Some(found) = find(parent, name).map_err(failed)? {
+            return Ok(found);
+        }
+        let new = begin(parent).map_err(failed)?;
+        let copied = self.store.copy_directory(image, Path::new(path), &new);
+        copied.map_err(|error| VolumeError::Image(name.to_owned(), Box::new(error)))?;
+        finish(&new, parent, name, kept).map_err(failed)
+    }
+
     fn volumes_of(&self, key: &SessionKey) -> PathBuf {
         let project = key.project.as_ref().map_or(NO_PROJECT, |project| project.as_str());
         self.volumes_dir.join(key.user.as_str()).join(project)
     }
 }
 
-/// Opens the directory of a named volume, making it, empty and the container's root's, if it is not there.
-fn make(parent: &Path, name: &str) -> io::Result<OwnedFd> {
+/// Opens the directory of a named volume, if it is there.
+fn find(parent: &Path, name: &str) -> io::Result<Option<OwnedFd>> {
     // The Podfile has been checked to name no other directory; this is what files depend on.
     if name.contains('/') || name.starts_with('.') || name.is_empty() {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
-    let path = parent.join(name);
-    match std::fs::DirBuilder::new().mode(0o755).create(&path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
-    }
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    Ok(open(&path, flags, Mode::empty())?)
+    match open(&parent.join(name), flags, Mode::empty()) {
+        Err(Errno::ENOENT) => Ok(None),
+        other => Ok(Some(other?)),
+    }
+}
+
+/// Makes an empty directory for a volume that is to come, the container's root's. What an earlier attempt has left is removed.
+fn begin(parent: &Path) -> io::Result<PathBuf> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+    let new = parent.join(NEW);
+    remove_tree(&new)?;
+    std::fs::DirBuilder::new().mode(0o755).create(&new)?;
+    Ok(new)
+}
+
+/// Gives it its name, now that all is in it, and opens it.
+fn finish(new: &Path, parent: &Path, name: &str, kept: bool) -> io::Result<OwnedFd> {
+    if kept {
+        syncfs(File::open(new)?)?;
+    }
+    std::fs::rename(new, parent.join(name))?;
+    find(parent, name)?.ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 /// Opens a directory of the host, if it is one of those that are allowed or below one. Nothing on the way from there is
@@ -184,11 +226,15 @@ mod tests {
     fn a_name_cannot_leave_the_directory_of_volumes() {
         let host = tempfile::tempdir().unwrap();
         let parent = host.path().join("ada/web");
-        make(&parent, "data").unwrap();
-        make(&parent, "data").unwrap();
+        assert!(find(&parent, "data").unwrap().is_none());
+        let new = begin(&parent).unwrap();
+        std::fs::write(new.join("half"), "").unwrap();
+        finish(&begin(&parent).unwrap(), &parent, "data", true).unwrap();
+        assert!(find(&parent, "data").unwrap().is_some());
+        assert_eq!(std::fs::read_dir(parent.join("data")).unwrap().count(), 0, "an interrupted attempt does not show");
         symlink("/etc", parent.join("link")).unwrap();
         for bad in ["..", ".", "", "a/b", "../x", "link"] {
-            assert!(make(&parent, bad).is_err(), "{bad}");
+            assert!(find(&parent, bad).is_err(), "{bad}");
         }
     }
 }

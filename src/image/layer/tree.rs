@@ -240,14 +240,14 @@ impl Tree {
     }
 
     /// Makes an empty file in the place of whatever is there.
-    pub(super) fn make_file(&mut self, path: &Path) -> Result<File> {
+    pub(in crate::image) fn make_file(&mut self, path: &Path) -> Result<File> {
         self.remove(path)?;
         let (parent, name) = self.parent(path, true)?;
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         Ok(openat(&parent.fd, name, flags, Mode::from_bits_truncate(0o600))?.into())
     }
 
-    pub(super) fn make_symlink(&mut self, path: &Path, target: &[u8]) -> Result<()> {
+    pub(in crate::image) fn make_symlink(&mut self, path: &Path, target: &[u8]) -> Result<()> {
         self.remove(path)?;
         let (parent, name) = self.parent(path, true)?;
         Ok(symlinkat(OsStr::from_bytes(target), &parent.fd, name)?)
@@ -255,7 +255,7 @@ impl Tree {
 
     /// Gives the file `target` another name. Neither is followed. False if there is no such file in this layer; then what was
     /// at `path` is removed.
-    pub(super) fn make_hard_link(&mut self, path: &Path, target: &Path) -> Result<bool> {
+    pub(in crate::image) fn make_hard_link(&mut self, path: &Path, target: &Path) -> Result<bool> {
         let (from, old) = split(target)?;
         let found = match self.resolve(from) {
             Ok(from) => match fstatat(&from, old, AtFlags::AT_SYMLINK_NOFOLLOW) {
@@ -294,7 +294,7 @@ impl Tree {
         self.directory(path, true).map(drop)
     }
 
-    pub(super) fn make_fifo(&mut self, path: &Path) -> Result<()> {
+    pub(in crate::image) fn make_fifo(&mut self, path: &Path) -> Result<()> {
         self.make_node(path, SFlag::S_IFIFO)
     }
 
