@@ -2,6 +2,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod dnf;
 mod languages;
 mod packages;
 mod shared;

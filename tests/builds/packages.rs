@@ -79,7 +79,7 @@ fn an_image_without_a_package_manager_says_so() {
 fn with_manager(manager: &str, answers: &str, package: [&str; 2]) -> (String, i32) {
     const SCRIPT: &str = include_str!("../../src/session/build/package.sh");
     let path = tempfile::tempdir().unwrap();
-    for applet in ["sort", "tr", "ln"] {
+    for applet in ["grep", "ln", "sort", "tar", "tr"] {
         symlink("/bin/busybox", path.path().join(applet)).unwrap();
     }
     let fake = path.path().join(manager);
@@ -96,7 +96,7 @@ fn apk_and_dnf_are_asked_for_the_version_that_is_wanted() {
                'list --available jq') echo 'jq-1.7.1-r0 x86_64 {jq} (MIT)' ;;";
     let dnf = "'-q repoquery --queryformat %{version}-%{release}\n nodejs') printf '22.4.1-1.el9\\n22.10.2-1.el9\\n' ;;\n\
                '-q repoquery --queryformat %{version}-%{release}\n jq') echo 1.6-16.el9 ;;";
-    let options = "-y --setopt=install_weak_deps=False --setopt=tsflags=nodocs";
+    let options = "-y --setopt=install_weak_deps=False --setopt=tsflags=nodocs --setopt=keepcache=True";
     let table = [
         ("apk", apk, ["jq", ""], "apk add jq\n".to_owned(), 0),
         ("apk", apk, ["jq", "1.7"], "apk add jq=1.7.1-r0\n".to_owned(), 0),

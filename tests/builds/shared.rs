@@ -39,12 +39,12 @@ fn archives(directory: &Path) -> Vec<fs::DirEntry> {
     entries.filter(|entry| entry.path().extension().is_some_and(|extension| extension == "deb")).collect()
 }
 
-fn sum(file: &Path) -> String {
+pub fn sum(file: &Path) -> String {
     Run::new("sha256sum").arg(file).run().ok().text().split(' ').next().unwrap().to_owned()
 }
 
 /// The checksums of what is kept of packages, as they say and as they are.
-fn kept(host: &Host) -> Vec<String> {
+pub fn kept(host: &Host) -> Vec<String> {
     let listed = host.json(["image", "cache"]);
     let said =
         listed.as_array().unwrap().iter().map(|file| file["digest"].as_str().unwrap()["sha256:".len()..].to_owned());

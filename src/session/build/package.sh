@@ -34,7 +34,7 @@ versions() {
         case $line in "$1"-[0-9]*) printf '%s\n' "${line#"$1"-}" ;; esac
     done ;;
     dnf | microdnf | yum) "$manager" -q repoquery --queryformat '%{version}-%{release}
-' "$1" 2>/dev/null | sort -rV ;;
+' "$1" 2>/dev/null | grep . | sort -rV ;;
     esac
 }
 
@@ -44,7 +44,32 @@ apt_install() {
         -o Dir::Cache::Archives=/var/cache/apt/podspawn/ "$@"
 }
 
+# dnf, if it is the one that is written in Python, with a change: it says what it would download, and ends. A program that was
+# compiled does not begin with the name of an interpreter.
+dnf_wants() {
+    interpreter=
+    read -r interpreter <"$(command -v "$manager")" || true
+    case $interpreter in '#!'*python*) ;; *) return 0 ;; esac
+    ${interpreter#??} -c '
+import os, sys
+import dnf, dnf.cli.main
+
+def say(base, packages, *_, **__):
+    for package in packages:
+        kind, digest = package.returnIdSum()
+        name = os.path.relpath(package.localPkg(), "/var/cache")
+        print("podspawn: wants", name, package.downloadsize, kind + ":" + digest)
+    sys.exit()
+
+dnf.Base.download_packages = say
+dnf.cli.main.main(sys.argv[1:])
+' "$@"
+}
+
+dnf_options='-y --setopt=install_weak_deps=False --setopt=tsflags=nodocs --setopt=keepcache=True'
+
 # Says what would be downloaded to install packages.
+# shellcheck disable=SC2046,SC2086
 wants() {
     case $manager in
     apt-get)
@@ -52,10 +77,12 @@ wants() {
             echo "podspawn: wants apt/podspawn/$file $size sha256:${sum#SHA256:}"
         done
         ;;
+    dnf | yum) dnf_wants install -q $dnf_options $(dashed "$@") ;;
     esac
 }
 
 # Installs packages, each perhaps as NAME=VERSION.
+# shellcheck disable=SC2046,SC2086
 install() {
     if [ "$action" = wants ]; then
         wants "$@"
@@ -64,7 +91,7 @@ install() {
     case $manager in
     apt-get) apt_install "$@" ;;
     apk) apk add "$@" ;;
-    dnf | yum) "$manager" install -y --setopt=install_weak_deps=False --setopt=tsflags=nodocs $(dashed "$@") ;;
+    dnf | yum) "$manager" install $dnf_options $(dashed "$@") ;;
     microdnf) microdnf install -y --setopt=install_weak_deps=0 --nodocs $(dashed "$@") ;;
     none)
         echo "the image has none of the known package managers: apt-get, apk, dnf, microdnf, yum" >&2
@@ -152,11 +179,9 @@ lists)
     esac
     ;;
 install | wants)
-    if [ "$manager" = apt-get ]; then
-        mkdir -p /var/cache/apt/podspawn/partial
-        # What has not come whole is downloaded.
-        [ "$action" = wants ] || tar -xof - -C /var/cache 2>/dev/null || true
-    fi
+    case $manager in apt-get) mkdir -p /var/cache/apt/podspawn/partial ;; esac
+    # What has not come whole is downloaded.
+    [ "$action" = wants ] || tar -xof - -C /var/cache 2>/dev/null || true
     case $name in
     nodejs | python | go | rust)
         if [ "$manager" = none ] && [ -n "$version" ]; then elsewhere; fi
