@@ -1,5 +1,6 @@
 //! Images of Podfiles: what is built, what is not built again, and what a build leaves.
 
+mod apk;
 #[path = "../common/mod.rs"]
 mod common;
 mod dnf;
