@@ -121,6 +121,8 @@ fn what_a_server_answers_has_the_shape_that_is_described() {
     }
     let problem = curl(&host, &["-X", "POST"], "/v1/sessions/eve/stop").run().ok().text();
     check(&description, &description["components"]["schemas"]["Problem"], &serde_json::from_str(&problem).unwrap());
+    let down = curl(&host, &["-X", "POST"], "/v1/sessions/bob/down?clean=true").run().ok().text();
+    check(&description, &description["components"]["schemas"]["Down"], &serde_json::from_str(&down).unwrap());
     assert_eq!(curl(&host, &[], "/healthz").run().ok().text(), "ok\n");
     ada.finish();
 }

@@ -174,3 +174,37 @@ fn a_new_volume_begins_with_what_the_image_has_there() {
 fn entries(directory: &Path) -> Vec<std::ffi::OsString> {
     fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name()).collect()
 }
+
+#[test]
+fn volumes_go_when_a_session_is_taken_down_for_good_and_nobody_elses_do() {
+    let mut host = Host::new().user("ada").user("bob").start();
+    let git = GitServer::start();
+    let text = noting("{name: data, path: /notes}, {name: more, path: /more}");
+    project(&host, &git, "kept", &format!("mode: grace-period\n{}", podfile(&text)));
+    let started = |user: &str| {
+        let all = host.ssh(&format!("{user}+kept"), "wget -qO- http://notes/all").run().ok().text();
+        all.lines().filter(|line| *line == "started").count()
+    };
+    let volumes = host.root.join("var/lib/podspawn/volumes");
+    assert_eq!((started("ada"), started("bob")), (1, 1));
+    let down = |arguments: &[&str]| host.podspawn(["down", "ada@kept"]).args(arguments).run();
+    down(&[]).ok().stdout("").stderr("ended the session of ada@kept\n");
+    assert!(host.sessions().iter().all(|session| session["user"] == "bob"), "it is gone when that is said");
+    assert_eq!(started("ada"), 2, "its volumes are not");
+    down(&["--clean"]).ok().stderr("ended the session of ada@kept\nremoved its volume data\nremoved its volume more\n");
+    assert_eq!(entries(&volumes.join(".removed")), [""; 0]);
+    assert_eq!((started("ada"), started("bob")), (1, 1));
+    down(&[]).ok();
+    host.podspawn(["-q", "down", "ada@kept", "--clean"]).run().ok().stderr("");
+    down(&[]).status(1).stderr("podspawn: there is no session of ada@kept\n");
+    down(&["--clean"]).status(1).stderr("podspawn: there is no session of ada@kept, and no volumes\n");
+    host.podspawn(["down", "bob@kept"]).run().ok();
+    host.assert_no_session_left();
+
+    // What a server has not come to remove, the next one does.
+    host.end(nix::sys::signal::Signal::SIGINT);
+    fs::create_dir_all(volumes.join(".removed/x/data")).unwrap();
+    host.serve();
+    assert!(!volumes.join(".removed").exists());
+    assert!(volumes.join("bob/kept/data/all").exists());
+}

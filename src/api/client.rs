@@ -15,7 +15,7 @@ use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use super::types::{BuildEvent, BuildRequest, LogLine, Problem, Session, Stats, Status};
+use super::types::{BuildEvent, BuildRequest, Down, LogLine, Problem, Session, Stats, Status};
 use crate::{session::SessionKey, sys::seqpacket};
 
 /// How long the server may take to answer. It answers from memory.
@@ -68,6 +68,11 @@ impl Client {
     /// Ends a session.
     pub fn stop(&self, key: &SessionKey) -> Result<(), ClientError> {
         self.request(Method::POST, &format!("/v1/sessions/{key}/stop")).map(|_| ())
+    }
+
+    /// Ends a session, waits until it is gone, and with `clean` has its volumes removed.
+    pub fn down(&self, key: &SessionKey, clean: bool) -> Result<Down, ClientError> {
+        self.json(Method::POST, &format!("/v1/sessions/{key}/down?clean={clean}"))
     }
 
     /// Ends all sessions.

@@ -13,6 +13,7 @@
 //! | `GET /v1/status` | [`types::Status`] |
 //! | `GET /v1/sessions/{user}[@project]/logs?source=NAME&follow=true` | lines, each a [`types::LogLine`], for as long as the session lives if `follow` |
 //! | `POST /v1/sessions/{user}[@project]/stop` | 204, or 404 if there is no such session |
+//! | `POST /v1/sessions/{user}[@project]/down?clean=true` | [`types::Down`], when the session is gone, and its volumes too if `clean` |
 //! | `POST /v1/stop-all` | 204 |
 //! | `POST /v1/builds` with a [`types::BuildRequest`] | lines, each a [`types::BuildEvent`]; the last one is the result |
 
@@ -48,6 +49,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Option<std::io::Result<mpsc::Receiver<types::LogLine>>>> + Send;
     /// Ends a session; false if there is none.
     fn stop(&self, key: SessionKey) -> impl Future<Output = bool> + Send;
+    /// Ends a session and waits until it is gone; with `clean` its volumes go too. An error is one line for people.
+    fn down(&self, key: SessionKey, clean: bool) -> impl Future<Output = Result<types::Down, String>> + Send;
     /// Ends all sessions.
     fn stop_all(&self) -> impl Future<Output = ()> + Send;
     /// Builds an image, and tells how it goes until it is done or nobody listens any more.

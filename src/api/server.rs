@@ -105,6 +105,7 @@ fn router<B: Backend>(backend: B) -> Router {
         .route("/v1/status", get(|State(backend): State<B>| async move { Json(Status::of(&backend.sessions().await)) }))
         .route("/v1/sessions/{key}/logs", get(logs::<B>))
         .route("/v1/sessions/{key}/stop", post(stop::<B>))
+        .route("/v1/sessions/{key}/down", post(down::<B>))
         .route(
             "/v1/stop-all",
             post(|State(backend): State<B>| async move {
@@ -122,6 +123,26 @@ async fn stop<B: Backend>(State(backend): State<B>, PathPart(key): PathPart<Stri
         Err(error) => problem(StatusCode::BAD_REQUEST, &error.to_string()),
         Ok(key) if backend.stop(key.clone()).await => StatusCode::NO_CONTENT.into_response(),
         Ok(key) => problem(StatusCode::NOT_FOUND, &format!("there is no session of {key}")),
+    }
+}
+
+#[derive(Deserialize)]
+struct DownQuery {
+    #[serde(default)]
+    clean: bool,
+}
+
+async fn down<B: Backend>(
+    State(backend): State<B>,
+    PathPart(key): PathPart<String>,
+    Query(DownQuery { clean }): Query<DownQuery>,
+) -> Response {
+    match key.parse::<SessionKey>() {
+        Err(error) => problem(StatusCode::BAD_REQUEST, &error.to_string()),
+        Ok(key) => match backend.down(key, clean).await {
+            Ok(down) => Json(down).into_response(),
+            Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, &error),
+        },
     }
 }
 

@@ -130,6 +130,15 @@ pub enum BuildEvent {
     Failed { error: String, output: Vec<String> },
 }
 
+/// What there was of a session that has been taken down.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Down {
+    /// Whether there was a session.
+    pub stopped: bool,
+    /// Names of the volumes that have been removed.
+    pub volumes: Vec<String>,
+}
+
 /// A line that a hook or a service of a session has said.
 pub type LogLine = crate::session::log::Entry;
 

@@ -83,6 +83,7 @@ Sessions:
   stats           Show what each session uses
   exec            Run a program in a session or in one of its services
   stop            End a session
+  down            End a session and wait until it is gone, with its services' volumes if wanted
   logs            Show what a session's hooks and services have said
 
 Client:
@@ -163,6 +164,8 @@ pub enum Command {
     Exec(exec::Exec),
     /// End a session
     Stop(sessions::Stop),
+    /// End a session and wait until it is gone, with its services' volumes if wanted
+    Down(sessions::Down),
     /// Show what a session's hooks and services have said
     Logs(logs::Logs),
     /// Let ssh find projects by host names that end in .pod
@@ -267,6 +270,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Logs(logs) => logs.run(&session()?),
         Command::Exec(exec) => exec.run(&session()?),
         Command::Stop(stop) => stop.run(&session()?),
+        Command::Down(down) => down.run(&session()?),
         Command::Setup(setup) => setup.run(quiet),
         Command::Connect(connect) => connect.run(),
         Command::Ssh(ssh) => ssh.run(quiet),

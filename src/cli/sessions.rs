@@ -1,12 +1,12 @@
-//! `list`, `status` and `stop`.
+//! `list`, `status`, `stop` and `down`.
 
 use std::io::{self, Write};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::Args;
 
 use super::{Session, table};
-use crate::{api::types, session::SessionKey};
+use crate::{api::types, errors::printable, session::SessionKey};
 
 #[derive(Debug, Args)]
 pub struct List {
@@ -98,5 +98,29 @@ impl Stop {
                 client.stop(&key).with_context(|| format!("cannot stop {key}"))
             }
         }
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct Down {
+    /// Whose session to end
+    #[arg(value_name = "USER[@PROJECT]")]
+    session: SessionKey,
+    /// Remove the volumes that its services have kept, too
+    #[arg(long)]
+    clean: bool,
+}
+
+impl Down {
+    pub fn run(&self, session: &Session<'_>) -> anyhow::Result<()> {
+        let key = &self.session;
+        let down = session.client().down(key, self.clean).with_context(|| format!("cannot take {key} down"))?;
+        if !down.stopped && down.volumes.is_empty() {
+            bail!("there is no session of {key}{}", if self.clean { ", and no volumes" } else { "" })
+        }
+        if down.stopped {
+            session.remark(&format!("ended the session of {key}"))?;
+        }
+        down.volumes.iter().try_for_each(|name| session.remark(&format!("removed its volume {}", printable(name))))
     }
 }

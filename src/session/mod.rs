@@ -9,6 +9,7 @@ mod agents;
 mod build;
 mod client;
 mod containers;
+mod down;
 mod driver;
 pub mod environment;
 pub mod inside;

@@ -120,6 +120,10 @@ impl Sessions {
         }))
     }
 
+    pub(super) fn inner(&self) -> &Arc<Inner> {
+        &self.0
+    }
+
     pub fn context(&self) -> &Context {
         &self.0.context
     }

@@ -19,6 +19,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     panic::resume_unwind,
     path::PathBuf,
+    sync::{Mutex, PoisonError},
     time::SystemTime,
 };
 
@@ -91,6 +92,8 @@ pub struct Context {
     pub run_dir: PathBuf,
     /// `STATE/volumes`
     pub volumes_dir: PathBuf,
+    /// Held where a record is made, and where it must not be.
+    pub recording: Mutex<()>,
     pub tag: InstanceTag,
     /// The kernel's id of this boot; records of another boot describe objects that are gone.
     pub boot_id: String,
@@ -336,6 +339,7 @@ impl Context {
         };
         let count = config.security.userns_count.min(self.addresses());
         let slots = Slots { count, first_id: config.security.userns_first };
+        let _recording = self.recording.lock().unwrap_or_else(PoisonError::into_inner);
         self.state.insert_session(&session, services, slots).map_err(CreateError::Record)
     }
 
@@ -513,7 +517,7 @@ pub(super) fn image_reference(name: &str) -> Result<image::Reference, CreateErro
     name.parse().map_err(|error| CreateError::ImageName(name.to_owned(), error))
 }
 
-fn new_id() -> SessionId {
+pub(super) fn new_id() -> SessionId {
     SessionId::from_bits(getrandom::u64().expect("getrandom(2) does not fail on a kernel that can run containers"))
 }
 

@@ -1,7 +1,7 @@
 //! What is mounted into services: volumes with a name, and directories of the host that the administrator allows.
 //!
 //! ```text
-//!   STATE/volumes/<user>/<project>/<name>     survives the session
+//!   STATE/volumes/<user>/<project>/<name>     survives the session, until it is ended for good (down.rs)
 //!   STATE/sessions/<id>/volumes/<name>        goes with a session that is destroyed on disconnect
 //! ```
 //!
@@ -24,7 +24,7 @@ use nix::{
     unistd::syncfs,
 };
 
-use super::steps::{Context, SessionKey};
+use super::steps::{Context, SessionKey, new_id};
 use crate::{
     config,
     image::{Image, ImageError},
@@ -36,6 +36,9 @@ use crate::{
 
 /// The name of the directory for sessions without a project, which no project can have.
 const NO_PROJECT: &str = "-";
+
+/// The directory of what is being removed, which no user can have as a name.
+const REMOVED: &str = ".removed";
 
 /// The name of a volume that is being made, which none can have.
 const NEW: &str = ".new";
@@ -132,9 +135,47 @@ impl Context {
         finish(&new, parent, name, kept).map_err(failed)
     }
 
+    /// Takes all volumes of `key` away, so that the next session has new ones. The caller knows that no session uses them.
+    pub(super) fn take_volumes(&self, key: &SessionKey) -> io::Result<RemovedVolumes> {
+        let parent = self.volumes_of(key);
+        let entries = match std::fs::read_dir(&parent) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(RemovedVolumes::default()),
+            other => other?,
+        };
+        let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+        let mut names = names.collect::<io::Result<Vec<_>>>()?;
+        names.retain(|name| name != NEW);
+        names.sort();
+        let removed = self.volumes_dir.join(REMOVED);
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&removed)?;
+        let directory = removed.join(new_id().as_str());
+        std::fs::rename(parent, &directory)?;
+        Ok(RemovedVolumes { names, directory: Some(directory) })
+    }
+
+    /// Removes what an earlier server has taken away and not removed.
+    pub fn sweep_volumes(&self) -> io::Result<()> {
+        remove_tree(&self.volumes_dir.join(REMOVED))
+    }
+
     fn volumes_of(&self, key: &SessionKey) -> PathBuf {
         let project = key.project.as_ref().map_or(NO_PROJECT, |project| project.as_str());
         self.volumes_dir.join(key.user.as_str()).join(project)
+    }
+}
+
+/// Volumes that no session will find any more.
+#[derive(Debug, Default)]
+pub(super) struct RemovedVolumes {
+    names: Vec<String>,
+    directory: Option<PathBuf>,
+}
+
+impl RemovedVolumes {
+    /// Removes them; returns their names.
+    pub(super) fn finish(self) -> io::Result<Vec<String>> {
+        self.directory.as_deref().map_or(Ok(()), remove_tree)?;
+        Ok(self.names)
     }
 }
 

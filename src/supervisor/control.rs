@@ -71,6 +71,11 @@ impl api::Backend for Control {
         self.0.sessions.stop(&key, Reason::Stop)
     }
 
+    async fn down(&self, key: SessionKey, clean: bool) -> Result<types::Down, String> {
+        let down = self.0.sessions.down(&key, clean).await.map_err(chain)?;
+        Ok(types::Down { stopped: down.stopped, volumes: down.volumes })
+    }
+
     async fn stop_all(&self) {
         self.0.sessions.stop_all(&Reason::Stop);
     }

@@ -66,6 +66,9 @@ pub(super) async fn reconcile(supervisor: &Arc<Supervisor>) -> Result<(), StateE
         tracing::error!("cannot look for connection processes of an earlier server: {error}");
     }
 
+    if let Err(error) = context.sweep_volumes() {
+        tracing::error!("cannot remove volumes that are not wanted any more: {error}");
+    }
     let strays = remove_strays(supervisor, &sessions.iter().map(|record| record.id.clone()).collect());
     let stays = |record: &&SessionRecord| {
         matches!(record.phase, Phase::Running | Phase::Grace) && context.adopt(record).is_some()

@@ -6,7 +6,7 @@ use std::{
     net::SocketAddr,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::{Arc, RwLock},
+    sync::{Arc, Mutex, RwLock},
     time::Duration,
 };
 
@@ -278,6 +278,7 @@ fn open_leaves(config: &Config) -> Result<Context, StartError> {
         state_dir: paths.state_dir.join("sessions"),
         run_dir: paths.run_dir.join("sessions"),
         volumes_dir: paths.state_dir.join("volumes"),
+        recording: Mutex::default(),
         tag: config.instance.clone(),
         boot_id: boot_id.trim().to_owned(),
     })
