@@ -14,6 +14,9 @@ pub struct Session {
     pub image: Option<String>,
     /// `creating`, `running`, `grace` or `stopping`.
     pub status: String,
+    /// `destroy-on-disconnect`, `grace-period` or `persistent`; `None` until it has a record.
+    #[serde(default)]
+    pub mode: Option<String>,
     pub connections: usize,
     pub age_seconds: u64,
     /// Until the session ends whatever is connected; `None` = never.

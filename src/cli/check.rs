@@ -139,6 +139,7 @@ fn effective(config: &Config) -> Vec<(&'static str, Value)> {
         ("session.client_alive_count_max", json!(session.client_alive_count_max)),
         ("projects_file", json!(paths.projects_file)),
         ("state.db_path", json!(paths.db)),
+        ("state.homes_dir", json!(paths.homes)),
         ("log.file", json!(log.file)),
         ("log.audit_log", json!(log.audit_log)),
         ("metrics.listen", json!(metrics.listen)),

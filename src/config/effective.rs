@@ -124,6 +124,7 @@ pub(super) fn config(
         projects_file: chosen(raw.projects_file, "etc/podspawn/projects.yaml"),
         state_dir: under_root("var/lib/podspawn"),
         db: chosen(state_raw.db_path, "var/lib/podspawn/state.db"),
+        homes: chosen(state_raw.homes_dir, "var/lib/podspawn/homes"),
         run_dir: under_root("run/podspawn"),
         control_socket: under_root("run/podspawn/podspawn.sock"),
     };
@@ -132,6 +133,7 @@ pub(super) fn config(
         ("auth.host_key_dir", &paths.host_key_dir),
         ("projects_file", &paths.projects_file),
         ("state.db_path", &paths.db),
+        ("state.homes_dir", &paths.homes),
     ] {
         fields.absolute(field, path)?;
     }

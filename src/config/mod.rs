@@ -47,6 +47,8 @@ pub struct Paths {
     pub state_dir: PathBuf,
     /// `/var/lib/podspawn/state.db`
     pub db: PathBuf,
+    /// `/var/lib/podspawn/homes`: a directory for each user who has a home that outlives sessions.
+    pub homes: PathBuf,
     /// `/run/podspawn`
     pub run_dir: PathBuf,
     /// `/run/podspawn/podspawn.sock`
@@ -149,6 +151,8 @@ pub struct Session {
 pub enum Mode {
     DestroyOnDisconnect,
     GracePeriod,
+    /// Nothing: it lives until it is stopped, and its user's home directory outlives it.
+    Persistent,
 }
 
 impl Mode {
@@ -157,9 +161,9 @@ impl Mode {
         match word {
             "grace-period" => Ok(Self::GracePeriod),
             "destroy-on-disconnect" => Ok(Self::DestroyOnDisconnect),
-            "persistent" => Err(ValueError::Rule("persistent is not supported by this version".to_owned())),
+            "persistent" => Ok(Self::Persistent),
             other => {
-                let known = &["destroy-on-disconnect", "grace-period"];
+                let known = &["destroy-on-disconnect", "grace-period", "persistent"];
                 Err(ValueError::Word { value: other.to_owned(), known })
             }
         }
@@ -170,6 +174,7 @@ impl Mode {
         match self {
             Self::DestroyOnDisconnect => "destroy-on-disconnect",
             Self::GracePeriod => "grace-period",
+            Self::Persistent => "persistent",
         }
     }
 }

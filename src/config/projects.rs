@@ -239,7 +239,6 @@ mod tests {
             ("a: {repo: /srv/a}", "a.repo is not valid: \"/srv/a\" is not a URL"),
             ("a: {repo: github.com/o/a, branch: -x}", "a.branch is not valid"),
             ("a: {repo: github.com/o/a, mode: forever}", "a.mode is not valid: \"forever\" is not one of"),
-            ("a: {repo: github.com/o/a, mode: persistent}", "persistent is not supported"),
             ("a: {repo: github.com/o/a, egress: [a.test]}", "a.egress is not valid: \"a.test\": rules for names"),
             ("a: {repo: github.com/o/a, local_path: x}", "a.local_path is not valid: x is not an absolute path"),
         ];

@@ -107,7 +107,8 @@ section! {
 section! {
     State {
         db_path: String,
-    } later { lock_dir, homes_dir, }
+        homes_dir: String,
+    } later { lock_dir, }
 }
 
 section! {

@@ -11,6 +11,7 @@ use std::{
 };
 
 use nix::{
+    dir::Dir,
     errno::Errno,
     fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2, renameat},
     sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, mkdirat},
@@ -56,6 +57,13 @@ fn is_kind(stat: &FileStat, kind: SFlag) -> bool {
 /// Whether `fd` is a directory.
 pub(super) fn is_directory(fd: BorrowedFd<'_>) -> io::Result<bool> {
     Ok(is_kind(&fstat(fd)?, SFlag::S_IFDIR))
+}
+
+/// Whether there is nothing in a directory.
+pub(super) fn is_empty(directory: &OwnedFd) -> nix::Result<bool> {
+    let mut listing = Dir::openat(directory, ".", OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    // Itself and its parent.
+    Ok(listing.iter().take(3).count() == 2)
 }
 
 /// Whether the directory `path` exists.

@@ -20,7 +20,7 @@ use super::{
     nested,
 };
 use crate::{
-    protocol::{CgroupJoin, ContainerSpec, Volume},
+    protocol::{CgroupJoin, ContainerSpec, Volume, VolumeKind},
     sys::mount_api::{
         attr, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_setattr, move_mount,
         open_tree_clone,
@@ -222,11 +222,9 @@ pub(super) fn mount_volume(volume: &Volume, mount: &OwnedFd) -> io::Result<()> {
     let target = files::volume_point(&volume.path)?;
     let beneath = Ownership::of(&fstat(&target)?);
     move_mount(mount.as_fd(), target.as_fd())?;
-    if volume.named && !volume.read_only {
+    if volume.kind == VolumeKind::Named && !volume.read_only {
         let top = openat(mount, ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
-        let listing = nix::dir::Dir::openat(&top, ".", OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
-        // Itself and its parent.
-        if listing?.iter().take(3).count() == 2 {
+        if files::is_empty(&top)? {
             beneath.apply(top.as_fd())?;
         }
     }

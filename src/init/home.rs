@@ -17,7 +17,7 @@ use super::{
     account::{Account, AccountFiles},
     files::{self, Ownership},
 };
-use crate::protocol::ContainerSpec;
+use crate::{protocol::ContainerSpec, sys::mount_api::move_mount};
 
 /// The largest account file that is read.
 pub(super) const MAX_FILE: u64 = 1 << 20;
@@ -38,8 +38,32 @@ pub(super) fn shell(account: &Account) -> &str {
     if files::is_executable(&account.shell) { &account.shell } else { "/bin/sh" }
 }
 
-/// Makes the account exist: entries, home directory, sudo. Tools of the image are not needed, nor is /etc.
-pub(super) fn set_up(account: &Account, warnings: &mut Vec<String>) -> io::Result<()> {
+/// Whether a home directory that outlives sessions is a new one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kept {
+    New,
+    Used,
+}
+
+/// Mounts the home directory that outlives sessions. A home has one owner: what is below it is left as it is, since it may be
+/// in use by another session of the same user.
+pub(super) fn mount(account: &Account, home: &OwnedFd) -> io::Result<Kept> {
+    let target = files::volume_point(&account.home)?;
+    move_mount(home.as_fd(), target.as_fd())?;
+    let top = openat(home, ".", OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    if files::is_empty(&top)? {
+        return Ok(Kept::New);
+    }
+    let before = Ownership::of(&fstat(&top)?);
+    if (before.uid, before.gid) != (account.uid, account.gid) {
+        Ownership { uid: account.uid, gid: account.gid, ..before }.apply(top.as_fd())?;
+    }
+    Ok(Kept::Used)
+}
+
+/// Makes the account exist: entries, home directory, sudo. Tools of the image are not needed, nor is /etc. `kept` is the
+/// home directory that has been mounted, if one was.
+pub(super) fn set_up(account: &Account, kept: Option<Kept>, warnings: &mut Vec<String>) -> io::Result<()> {
     let passwd = files::read("/etc/passwd", MAX_FILE)?;
     let group = files::read("/etc/group", MAX_FILE)?;
     let (no_passwd, no_group) = (passwd.is_none(), group.is_none());
@@ -53,7 +77,9 @@ pub(super) fn set_up(account: &Account, warnings: &mut Vec<String>) -> io::Resul
         if no_group {
             files::write("/etc", "group", &group, group_owner)?;
         }
-        if !files::directory_exists(&account.home) {
+        if kept == Some(Kept::New) {
+            make_home(account, kept, warnings)?;
+        } else if !files::directory_exists(&account.home) {
             let home = files::make_directories(&account.home)?;
             own(&home, Ownership { uid: 0, gid: 0, mode: 0o700 })?;
         }
@@ -77,11 +103,16 @@ pub(super) fn set_up(account: &Account, warnings: &mut Vec<String>) -> io::Resul
         let ownership = Ownership { uid: 0, gid: 0, mode: 0o440 };
         files::write("/etc/sudoers.d", "podspawn", rule.as_bytes(), ownership)?;
     }
-    make_home(account, warnings)
+    make_home(account, kept, warnings)
 }
 
-fn make_home(account: &Account, warnings: &mut Vec<String>) -> io::Result<()> {
-    let existed = files::directory_exists(&account.home);
+fn make_home(account: &Account, kept: Option<Kept>, warnings: &mut Vec<String>) -> io::Result<()> {
+    let existed = match kept {
+        None => files::directory_exists(&account.home),
+        Some(Kept::New) => false,
+        // Its mode is its user's to say.
+        Some(Kept::Used) => return Ok(()),
+    };
     let home = files::make_directories(&account.home)?;
     if !existed && let Err(error) = copy_skel(&home, account) {
         warnings.push(format!("cannot copy all of /etc/skel: {error}"));
@@ -121,14 +152,18 @@ fn copy_skel(home: &OwnedFd, account: &Account) -> io::Result<()> {
             let name = Path::new(std::ffi::OsStr::new(name.to_str().map_err(|_| Errno::EILSEQ)?));
             match SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT {
                 SFlag::S_IFDIR => {
-                    mkdirat(&to, name, Mode::S_IRWXU)?;
+                    if !is_new(mkdirat(&to, name, Mode::S_IRWXU))? {
+                        continue;
+                    }
                     let made = openat(&to, name, flags, Mode::empty())?;
                     as_users(account, &stat).apply(made.as_fd())?;
                     directories.push(relative.join(name));
                 }
                 SFlag::S_IFREG => bytes += copy_file(&from, &to, name, account, MAX_SKEL_BYTES - bytes)?,
                 SFlag::S_IFLNK => {
-                    symlinkat(readlinkat(&from, name)?.as_os_str(), &to, name)?;
+                    if !is_new(symlinkat(readlinkat(&from, name)?.as_os_str(), &to, name))? {
+                        continue;
+                    }
                     let (uid, gid) = (Uid::from_raw(account.uid), Gid::from_raw(account.gid));
                     fchownat(&to, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)?;
                 }
@@ -137,6 +172,14 @@ fn copy_skel(home: &OwnedFd, account: &Account) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Another session may be making the same home, and has made the same thing.
+fn is_new(made: nix::Result<()>) -> nix::Result<bool> {
+    match made {
+        Err(Errno::EEXIST) => Ok(false),
+        other => other.map(|()| true),
+    }
 }
 
 fn as_users(account: &Account, original: &FileStat) -> Ownership {
@@ -148,7 +191,11 @@ fn copy_file(from: &OwnedFd, to: &OwnedFd, name: &Path, account: &Account, limit
     let source = openat(from, name, read, Mode::empty())?;
     let ownership = as_users(account, &fstat(&source)?);
     let write = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let mut copy = std::fs::File::from(openat(to, name, write, Mode::S_IRUSR | Mode::S_IWUSR)?);
+    let copy = match openat(to, name, write, Mode::S_IRUSR | Mode::S_IWUSR) {
+        Err(Errno::EEXIST) => return Ok(0),
+        other => other?,
+    };
+    let mut copy = std::fs::File::from(copy);
     let copied = io::copy(&mut std::fs::File::from(source).take(limit + 1), &mut copy)?;
     if copied > limit {
         return Err(io::Error::other(format!("it has more than {MAX_SKEL_BYTES} bytes")));

@@ -31,7 +31,7 @@ use nix::{
 
 use super::{Newborn, account::Account, filesystems, home, nested, owned, privileges, serve::Init};
 use crate::{
-    protocol::{ToNewborn, wire},
+    protocol::{ToNewborn, VolumeKind, wire},
     sys::{confine::join_new_session_keyring, process},
 };
 
@@ -96,11 +96,14 @@ pub(super) fn set_up(newborn: &Newborn<'_>) -> Result<(Init, Vec<String>), Failu
     sethostname(&spec.hostname).at("set the hostname")?;
     let account = Account::new(&spec.account);
     home::write_names(spec).at("write /etc/hosts, resolv.conf and hostname")?;
-    home::set_up(&account, &mut warnings).at("set the account up")?;
+    let mut kept = spec.volumes.iter().zip(&volumes).filter(|(volume, _)| volume.kind == VolumeKind::Home);
+    let home = kept.next().map(|(_, mount)| home::mount(&account, mount)).transpose().at("mount the home directory")?;
+    home::set_up(&account, home, &mut warnings).at("set the account up")?;
     for (path, options) in &spec.security.tmpfs {
         filesystems::extra_tmpfs(path, options).at(&format!("mount a tmpfs on {path}"))?;
     }
-    for (volume, mount) in spec.volumes.iter().zip(volumes) {
+    let others = spec.volumes.iter().zip(volumes).filter(|(volume, _)| volume.kind != VolumeKind::Home);
+    for (volume, mount) in others {
         filesystems::mount_volume(volume, &mount).at(&format!("mount a volume on {}", volume.path))?;
     }
     if spec.security.readonly_rootfs {

@@ -72,9 +72,6 @@ impl Overrides {
             nested: fields.get("nested").and_then(|item| item.parse(report, switch)).map(|at| at.value),
             egress: fields.get("egress").and_then(|item| egress(item, report)),
         };
-        if let (Some(Mode::Persistent), Some(item)) = (overrides.mode, fields.get("mode")) {
-            report.error(&item.place, "persistent is not supported by this version of podspawn");
-        }
         if let (Some(_), Some(item)) = (overrides.resources.disk, fields.get("disk")) {
             report.error(&item.place, "is not supported by this version of podspawn");
         }
@@ -138,7 +135,6 @@ mod tests {
             ("memroy: 1g", "ada.yaml:1:1: memroy: unknown field; did you mean memory?"),
             ("memory: lots", "ada.yaml:1:9: memory: \"lots\" is not a size"),
             ("\nmode: forever", "ada.yaml:2:7: mode: \"forever\" is not one of grace-period"),
-            ("mode: persistent", "ada.yaml:1:7: mode: persistent is not supported by this version"),
             ("disk: 5g", "ada.yaml:1:7: disk: is not supported by this version"),
             ("shell: zsh", "ada.yaml:1:8: shell: \"zsh\" is not an absolute path"),
             ("nested: perhaps", "ada.yaml:1:9: nested: \"perhaps\" is not one of true, false"),

@@ -15,7 +15,7 @@ use crate::{
         projects::{Places, Project, Projects},
     },
     names::ProjectName,
-    podfile::{self, Mode, Podfile, Resolved},
+    podfile::{self, Podfile, Resolved},
 };
 
 /// The registered projects' Podfiles.
@@ -92,9 +92,6 @@ pub(super) fn read(repository: &Repository, name: &ProjectName) -> Result<Resolv
 /// What a Podfile may say and no session can have yet: refused rather than not kept.
 fn unsupported(podfile: &Podfile) -> Vec<String> {
     let mut fields = Vec::new();
-    if podfile.mode == Some(Mode::Persistent) {
-        fields.push("mode: persistent".to_owned());
-    }
     if podfile.resources.disk.is_some() {
         fields.push("resources.disk".to_owned());
     }

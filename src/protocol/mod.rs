@@ -474,8 +474,18 @@ pub struct Volume {
     /// Where; made if it is missing.
     pub path: String,
     pub read_only: bool,
-    /// It is the container's own: an empty one gets the owner and the mode of what the image has in its place.
-    pub named: bool,
+    pub kind: VolumeKind,
+}
+
+/// Whose a volume is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VolumeKind {
+    /// The host's.
+    Host,
+    /// The container's own: an empty one gets the owner and the mode of what the image has in its place.
+    Named,
+    /// The home directory of the session's user, who is given an empty one as a new home. There is one at most.
+    Home,
 }
 
 /// How a process joins a container's cgroup.

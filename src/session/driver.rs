@@ -419,7 +419,7 @@ impl Driver {
 }
 
 fn policy(life: &Life, created_at: SystemTime) -> Policy {
-    Policy { grace: life.grace, ends_at: life.max_lifetime.map(|lifetime| created_at + lifetime) }
+    Policy { alone: life.alone, ends_at: life.max_lifetime.map(|lifetime| created_at + lifetime) }
 }
 
 fn stop(state: State, reason: Reason) -> Next {

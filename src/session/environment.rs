@@ -3,9 +3,9 @@
 //! Values of `config` end here; the steps and the driver see an [`Environment`] and nothing else of them. It is made once
 //! for each session, before there is anything of it, so that a change of a file counts for the next session.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
-use super::steps::SessionKey;
+use super::{state::Alone, steps::SessionKey};
 use crate::{
     cgroup,
     config::{
@@ -34,6 +34,8 @@ pub struct Environment {
     pub services: Vec<podfile::Service>,
     pub limits: cgroup::Limits,
     pub security: SecuritySpec,
+    /// The directory of the host that has its user's home; `None`: the home goes with the session.
+    pub home: Option<PathBuf>,
     /// Where all of its containers may connect to; where the server lets everybody if `None`.
     pub egress: Option<Egress>,
     /// The same of what is built for it, which is for all who have the project.
@@ -59,8 +61,8 @@ pub struct SetUp {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Life {
     pub mode: Mode,
-    /// How long it lives without connections; `None` = not at all.
-    pub grace: Option<Duration>,
+    /// What it does without connections.
+    pub alone: Alone,
     /// How long it lives at most; `None` = for ever.
     pub max_lifetime: Option<Duration>,
 }
@@ -92,7 +94,7 @@ impl Environment {
     pub fn of(key: &SessionKey, config: &Config, podfiles: &Podfiles) -> Result<Self, EnvironmentError> {
         let overrides = overrides::of(&config.paths.users_dir, &key.user)?;
         let mut environment = Self::plain(key, config);
-        let mut mode = overrides.mode.and_then(supported);
+        let mut mode = overrides.mode.map(mode_of);
         let registered = match &key.project {
             Some(name) => podfiles.of(&config.projects(), name)?.map(|(project, podfile)| (name, project, podfile)),
             None => None,
@@ -100,7 +102,7 @@ impl Environment {
         match registered {
             Some((name, project, podfile)) => {
                 environment.apply_podfile(name, &project, &podfile, config);
-                mode = project.mode.or(podfile.mode.and_then(supported)).or(mode);
+                mode = project.mode.or(podfile.mode.map(mode_of)).or(mode);
             }
             None => {
                 environment.image.base = overrides.image.clone().unwrap_or(environment.image.base);
@@ -113,6 +115,8 @@ impl Environment {
         if let Some(mode) = mode {
             environment.life = Life::of(mode, config);
         }
+        let stays = environment.life.mode == Mode::Persistent;
+        environment.home = stays.then(|| config.paths.homes.join(key.user.as_str()));
         Ok(environment)
     }
 
@@ -147,6 +151,7 @@ impl Environment {
                 seccomp_profile: config.security.seccomp_profile.as_ref().map(|file| file.profile.clone()),
                 nested: config.security.nested,
             },
+            home: None,
             egress: None,
             egress_of_builds: None,
             life: Life::of(config.session.mode, config),
@@ -229,12 +234,12 @@ impl Environment {
     }
 }
 
-/// The mode as this version knows it; others are refused where they are read.
-fn supported(mode: podfile::Mode) -> Option<Mode> {
+/// What the configuration calls it.
+fn mode_of(mode: podfile::Mode) -> Mode {
     match mode {
-        podfile::Mode::GracePeriod => Some(Mode::GracePeriod),
-        podfile::Mode::DestroyOnDisconnect => Some(Mode::DestroyOnDisconnect),
-        podfile::Mode::Persistent => None,
+        podfile::Mode::GracePeriod => Mode::GracePeriod,
+        podfile::Mode::DestroyOnDisconnect => Mode::DestroyOnDisconnect,
+        podfile::Mode::Persistent => Mode::Persistent,
     }
 }
 
@@ -265,13 +270,15 @@ fn repos(name: &ProjectName, project: &Project, podfile: &Podfile) -> Vec<Repo> 
 impl Life {
     /// That of a session in `mode`.
     pub fn of(mode: Mode, config: &Config) -> Self {
+        let limited = mode != Mode::Persistent && !config.session.max_lifetime.is_zero();
         Self {
             mode,
-            grace: match mode {
-                Mode::DestroyOnDisconnect => None,
-                Mode::GracePeriod => Some(config.session.grace_period),
+            alone: match mode {
+                Mode::DestroyOnDisconnect => Alone::Ends,
+                Mode::GracePeriod => Alone::Waits(config.session.grace_period),
+                Mode::Persistent => Alone::Stays,
             },
-            max_lifetime: (!config.session.max_lifetime.is_zero()).then_some(config.session.max_lifetime),
+            max_lifetime: limited.then_some(config.session.max_lifetime),
         }
     }
 }

@@ -12,6 +12,7 @@ mod containers;
 mod down;
 mod driver;
 pub mod environment;
+pub mod homes;
 pub mod inside;
 mod leaks;
 pub mod log;

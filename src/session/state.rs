@@ -28,11 +28,20 @@ use std::{
 /// Names a connection; unique while the machine runs.
 pub type ConnectionId = u64;
 
+/// What a session does that has no connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Alone {
+    Ends,
+    /// Waits for one for so long.
+    Waits(Duration),
+    /// Lives until it is stopped.
+    Stays,
+}
+
 /// What the configuration says about the session, fixed when it is created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Policy {
-    /// `None` destroys the session with its last connection.
-    pub grace: Option<Duration>,
+    pub alone: Alone,
     /// When the session ends whatever is connected; `None` = never.
     pub ends_at: Option<SystemTime>,
 }
@@ -131,10 +140,10 @@ pub struct SettingUp {
     alone_until: Option<SystemTime>,
 }
 
-/// Somebody is connected.
+/// Somebody is connected, or need not be.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Running {
-    /// Never empty.
+    /// Empty only where that is [`Alone::Stays`].
     connections: BTreeSet<ConnectionId>,
 }
 
@@ -203,12 +212,13 @@ impl SettingUp {
         if !self.connections.is_empty() {
             return (State::SettingUp(self), vec![]);
         }
-        match grace_deadline(now, policy) {
-            Some(deadline) => {
+        match from_now_alone(now, policy) {
+            Until::Deadline(deadline) => {
                 self.alone_until = Some(deadline);
                 (State::SettingUp(self), vec![])
             }
-            None => stopping(BTreeSet::new(), Reason::Disconnect),
+            Until::Stopped => (State::SettingUp(self), vec![]),
+            Until::Now => stopping(BTreeSet::new(), Reason::Disconnect),
         }
     }
 
@@ -268,16 +278,28 @@ impl SettingUp {
     }
 }
 
-/// Until when a session stays that has no connections from now on.
-fn grace_deadline(now: SystemTime, policy: &Policy) -> Option<SystemTime> {
-    policy.grace.filter(|grace| !grace.is_zero()).map(|grace| now + grace)
+/// How long a session stays.
+enum Until {
+    Now,
+    Deadline(SystemTime),
+    Stopped,
 }
 
-/// Where a session without connections goes.
-fn abandoned(now: SystemTime, policy: &Policy) -> Next {
-    match grace_deadline(now, policy) {
-        Some(deadline) => (State::Grace(Grace { deadline }), vec![Action::RecordGrace(deadline)]),
-        None => stopping(BTreeSet::new(), Reason::Disconnect),
+/// How long a session stays that has no connections from now on.
+fn from_now_alone(now: SystemTime, policy: &Policy) -> Until {
+    match policy.alone {
+        Alone::Ends | Alone::Waits(Duration::ZERO) => Until::Now,
+        Alone::Waits(grace) => Until::Deadline(now + grace),
+        Alone::Stays => Until::Stopped,
+    }
+}
+
+/// Where a session without connections goes; `reason` if that is its end.
+fn abandoned(now: SystemTime, policy: &Policy, reason: Reason) -> Next {
+    match from_now_alone(now, policy) {
+        Until::Deadline(deadline) => (State::Grace(Grace { deadline }), vec![Action::RecordGrace(deadline)]),
+        Until::Stopped => (State::Running(Running { connections: BTreeSet::new() }), vec![Action::RecordRunning]),
+        Until::Now => stopping(BTreeSet::new(), reason),
     }
 }
 
@@ -298,7 +320,7 @@ impl Running {
         policy: &Policy,
     ) -> Next {
         if connections.is_empty() {
-            return abandoned(now, policy);
+            return abandoned(now, policy, Reason::Disconnect);
         }
         let mut actions = vec![Action::RecordRunning];
         actions.extend(connections.intersection(waiting).map(|c| Action::Welcome(*c)));
@@ -315,8 +337,11 @@ impl Running {
     }
 
     pub fn detach(mut self, connection: ConnectionId, now: SystemTime, policy: &Policy) -> Next {
-        self.connections.remove(&connection);
-        if self.connections.is_empty() { abandoned(now, policy) } else { (State::Running(self), vec![]) }
+        if self.connections.remove(&connection) && self.connections.is_empty() {
+            abandoned(now, policy, Reason::Disconnect)
+        } else {
+            (State::Running(self), vec![])
+        }
     }
 
     pub fn stop(self, reason: Reason) -> Next {

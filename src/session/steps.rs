@@ -27,6 +27,7 @@ use super::{
     build::BuildFailure,
     containers::{Blueprint, image_env},
     environment::{Environment, EnvironmentError, Life, SetUp},
+    homes::{self, HomeError},
     leaks::session_in,
     services::{Plan, PlanError, ServiceError, Services},
     variables::Variables,
@@ -134,6 +135,8 @@ pub enum CreateError {
     Build(BuildFailure),
     #[error("service {0} cannot be run")]
     Plan(String, #[source] PlanError),
+    #[error(transparent)]
+    Home(#[from] HomeError),
     #[error("service {0} cannot have its volumes")]
     Volume(String, #[source] VolumeError),
     #[error("the last session of {0} still runs, whose services use the same volumes; try again")]
@@ -166,6 +169,9 @@ impl CreateError {
         match self {
             Self::Environment(error) if error.is_private() => {
                 "the server's settings for this session are not valid; its log tells the administrator why".to_owned()
+            }
+            Self::Home(_) => {
+                "your home directory cannot be used; the server's log tells the administrator why".to_owned()
             }
             Self::Build(failure) => failure.told(),
             Self::Service(error) => error.told(),
@@ -386,7 +392,7 @@ impl Context {
             env: Variables { key, session: &record.id, image: &of_image }.with(&environment.env)?,
             workdir: environment.workdir.clone(),
             security: environment.security.clone(),
-            volumes: Prepared::none(),
+            volumes: environment.home.as_deref().map(homes::prepare).transpose()?.unwrap_or_else(Prepared::none),
         })?;
         let starttime = container.starttime().map_err(CreateError::Died)?;
         (record.init, record.init_version) = (Some((container.pid(), starttime)), protocol::VERSION);

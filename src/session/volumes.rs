@@ -116,7 +116,10 @@ impl Context {
             volumes.push(protocol::Volume {
                 path: volume.path.clone(),
                 read_only: volume.read_only,
-                named: matches!(volume.source, VolumeSource::Name(_)),
+                kind: match &volume.source {
+                    VolumeSource::Host(_) => protocol::VolumeKind::Host,
+                    VolumeSource::Name(_) => protocol::VolumeKind::Named,
+                },
             });
         }
         Ok(Prepared { mounts, volumes })

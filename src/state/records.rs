@@ -196,11 +196,13 @@ pub(super) fn mode_word(mode: Mode) -> &'static str {
     match mode {
         Mode::DestroyOnDisconnect => "destroy-on-disconnect",
         Mode::GracePeriod => "grace-period",
+        Mode::Persistent => "persistent",
     }
 }
 
 fn mode_from_word(word: &str) -> Option<Mode> {
-    [Mode::DestroyOnDisconnect, Mode::GracePeriod].into_iter().find(|mode| mode_word(*mode) == word)
+    let all = [Mode::DestroyOnDisconnect, Mode::GracePeriod, Mode::Persistent];
+    all.into_iter().find(|mode| mode_word(*mode) == word)
 }
 
 fn time(millis: i64) -> SystemTime {

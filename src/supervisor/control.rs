@@ -133,6 +133,7 @@ fn shown(view: View, now: SystemTime) -> types::Session {
         id: record.map(|record| record.id.to_string()),
         image: record.map(|record| record.image_reference.clone()),
         status: view.phase.as_str().to_owned(),
+        mode: record.map(|record| record.mode.as_str().to_owned()),
         connections: view.connections,
         age_seconds: age.as_secs(),
         lifetime_seconds: view.ends_at.map(until),

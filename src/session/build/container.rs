@@ -6,6 +6,7 @@ use super::super::{
     driver::blocking,
     environment::{Environment, Life, SetUp},
     registry::Inner,
+    state::Alone,
     steps::{Context, CreateError, Images, SessionKey},
 };
 use crate::{
@@ -188,6 +189,7 @@ fn environment(key: &SessionKey, image: &Image, config: &Config) -> Environment 
         },
         egress: None,
         egress_of_builds: None,
-        life: Life { mode: Mode::DestroyOnDisconnect, grace: None, max_lifetime: None },
+        home: None,
+        life: Life { mode: Mode::DestroyOnDisconnect, alone: Alone::Ends, max_lifetime: None },
     }
 }

@@ -2,8 +2,9 @@ use super::*;
 use proptest::prelude::*;
 
 const NOW: SystemTime = SystemTime::UNIX_EPOCH;
-const GRACE: Policy = Policy { grace: Some(Duration::from_secs(60)), ends_at: None };
-const DESTROY: Policy = Policy { grace: None, ends_at: None };
+const GRACE: Policy = Policy { alone: Alone::Waits(Duration::from_secs(60)), ends_at: None };
+const STAY: Policy = Policy { alone: Alone::Stays, ends_at: None };
+const DESTROY: Policy = Policy { alone: Alone::Ends, ends_at: None };
 
 fn running(connections: &[ConnectionId]) -> Running {
     Running { connections: connections.iter().copied().collect() }
@@ -72,9 +73,23 @@ fn after_a_restart_those_are_welcomed_who_were_not_and_those_who_came_too_early_
 
 #[test]
 fn zero_grace_destroys() {
-    let policy = Policy { grace: Some(Duration::ZERO), ends_at: None };
+    let policy = Policy { alone: Alone::Waits(Duration::ZERO), ends_at: None };
     let (_, actions) = running(&[1]).detach(1, NOW, &policy);
     assert_eq!(actions, [Action::Destroy(Reason::Disconnect)]);
+}
+
+#[test]
+fn a_persistent_session_stays_without_connections() {
+    let alone = || Running { connections: BTreeSet::new() };
+    let stays = (State::Running(alone()), vec![Action::RecordRunning]);
+    assert_eq!(running(&[1]).detach(1, NOW, &STAY), stays);
+    assert_eq!(Running::adopted(BTreeSet::new(), &BTreeSet::new(), NOW, &STAY), stays);
+    assert_eq!(alone().detach(1, NOW, &STAY), (State::Running(alone()), vec![]));
+    assert_eq!(alone().deadline(&STAY), None);
+    assert_eq!(alone().attach(2).0, State::Running(running(&[2])));
+    assert_eq!(alone().stop(Reason::Stop).1, [Action::Destroy(Reason::Stop)]);
+    assert_eq!(setting_up(&[1]).detach(1, NOW, &STAY), (State::SettingUp(setting_up(&[])), vec![]));
+    assert_eq!(setting_up(&[]).done(), stays);
 }
 
 #[test]
@@ -123,9 +138,9 @@ proptest! {
     #[test]
     fn connections_are_answered_once(
         events in proptest::collection::vec((0u8..7, 1u64..5), 1..60),
-        grace in any::<bool>(),
+        policy in prop_oneof![Just(GRACE), Just(DESTROY), Just(STAY)],
     ) {
-        let policy = if grace { GRACE } else { DESTROY };
+        let stays = policy == STAY;
         let mut now = NOW;
         let mut seen = BTreeSet::from([1]);
         let mut open = BTreeSet::from([1]);
@@ -181,12 +196,12 @@ proptest! {
             prop_assert!(set_up <= 1);
             match &next {
                 State::Running(running) => {
-                    prop_assert!(!running.connections.is_empty());
+                    prop_assert!(stays || !running.connections.is_empty());
                     prop_assert!(running.connections.is_subset(&welcomed), "somebody waits for ever");
                     prop_assert_eq!(&running.connections, &open);
                 }
                 State::SettingUp(setting_up) => {
-                    prop_assert_eq!(setting_up.connections.is_empty(), setting_up.alone_until.is_some());
+                    prop_assert_eq!(setting_up.connections.is_empty() && !stays, setting_up.alone_until.is_some());
                     prop_assert_eq!(&setting_up.connections, &open);
                 }
                 State::Creating(_) | State::Grace(_) => {}
