@@ -114,7 +114,14 @@ pub struct Global {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serve SSH connections until a signal ends it
-    Serve,
+    ///
+    /// SIGTERM leaves sessions and connections to the next server, SIGINT ends them. SIGUSR2 replaces the server by the program that
+    /// is at its path now, and no client notices. Sockets that systemd passes on are used instead of `listen`.
+    Serve {
+        /// Only say whether this program could serve with this configuration and database
+        #[arg(long)]
+        check: bool,
+    },
     /// Say whether this host is fit for sessions, and what was left behind
     Doctor(doctor::Doctor),
     /// Check the server's configuration, show and change the client's
@@ -239,7 +246,11 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Ok(Session { config: loaded.get_or_init(|| config), quiet })
     };
     match &cli.command {
-        Command::Serve => {
+        Command::Serve { check: true } => {
+            writeln!(io::stdout(), "{}", crate::supervisor::check(&Config::load(&options)?)?)?;
+            Ok(())
+        }
+        Command::Serve { check: false } => {
             let config = Config::load(&options)?;
             log::init(config.log.file.as_deref()).context("cannot open the log file")?;
             Ok(crate::supervisor::run(config)?)

@@ -90,8 +90,9 @@ impl Control {
         let output = Arc::new(Mutex::new(transcript.reader()));
         let asked = HashMap::new();
         let notices = broadcast::Sender::new(NOTICES);
-        let told = notices.clone();
-        let link = Link { socket, adoption, id, from_us, state, transcript, notices: told, ended, asked, next: 0 };
+        let (told, unsent) = (notices.clone(), None);
+        let link =
+            Link { socket, adoption, id, from_us, state, transcript, notices: told, ended, asked, next: 0, unsent };
         tokio::spawn(link.run());
         (Self { requests, attachment, output, notices }, receiver)
     }
@@ -181,6 +182,8 @@ struct Link {
     ended: mpsc::Sender<String>,
     asked: HashMap<u32, oneshot::Sender<KeyVerdict>>,
     next: u32,
+    /// What a supervisor that is leaving did not take any more, for the next one.
+    unsent: Option<FromConnection>,
 }
 
 impl Link {
@@ -202,8 +205,10 @@ impl Link {
                         self.supervisor_gone().await
                     }
                 },
-                Some(request) = self.from_us.recv() => {
-                    if self.pass_on(request).await { true } else { self.supervisor_gone().await }
+                // One that takes nothing is leaving: what it has said before has to be heard first, and then it is gone.
+                Some(request) = self.from_us.recv(), if self.unsent.is_none() => {
+                    self.pass_on(request).await;
+                    true
                 }
                 () = init_gone => {
                     self.hear_why().await;
@@ -299,8 +304,8 @@ impl Link {
         let _ = self.ended.try_send(message);
     }
 
-    /// Sends a request; false if the supervisor is gone.
-    async fn pass_on(&mut self, request: Request) -> bool {
+    /// Sends a request, or keeps it if the supervisor takes no more.
+    async fn pass_on(&mut self, request: Request) {
         let message = match request {
             Request::Key { login, key, verified, reply } => {
                 self.next += 1;
@@ -318,7 +323,17 @@ impl Link {
             Request::Forward { kind, target } => FromConnection::Forward { kind, target },
             Request::Agent { path } => FromConnection::Agent { path },
         };
-        self.socket.send(&message, &[]).await.is_ok()
+        self.send(message).await;
+    }
+
+    async fn send(&mut self, message: FromConnection) {
+        match self.socket.send(&message, &[]).await {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => {
+                tracing::warn!("not told to the supervisor: {error}");
+            }
+            Err(_gone) => self.unsent = Some(message),
+        }
     }
 
     /// Waits for the next supervisor, if there is something to keep for it; false if there is not.
@@ -328,6 +343,9 @@ impl Link {
             adopted = self.wait_for_adoption() => match adopted {
                 Ok(socket) => {
                     self.socket = socket;
+                    if let Some(message) = self.unsent.take() {
+                        self.send(message).await;
+                    }
                     true
                 }
                 Err(error) => {

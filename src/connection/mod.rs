@@ -38,7 +38,7 @@ use self::{control::Control, inbound::Queues, preface::Announced, stream::Stream
 use crate::{
     errors::chain,
     protocol::{Serve, ToConnection, wire::AsyncSocket},
-    sys::{memory, spawn::inherited_fd},
+    sys::{memory, process, spawn::inherited_fd},
 };
 
 /// Descriptors that the supervisor leaves us.
@@ -56,6 +56,8 @@ enum ConnectionError {
     Arguments,
     #[error("cannot take over the inherited descriptors")]
     Descriptors(#[source] io::Error),
+    #[error("cannot change how readily the process is killed when memory is short")]
+    OomScore(#[source] io::Error),
     #[error("cannot confine the process")]
     Sandbox(#[from] sandbox::SandboxError),
     #[error("cannot start the async runtime")]
@@ -90,6 +92,7 @@ fn run() -> Result<(), ConnectionError> {
     let take = |number| inherited_fd(number).map_err(ConnectionError::Descriptors);
     let (control, adoption, spool) = (take(CONTROL)?, take(ADOPTION)?, take(SPOOL)?);
     start_log();
+    process::usual_oom_score().map_err(ConnectionError::OomScore)?;
     // Before the sandbox closes: tokio makes itself a pair of sockets, and the source of random numbers finds in a static
     // executable no getrandom(2) to link to, so that it opens /dev/urandom and keeps it.
     let runtime =

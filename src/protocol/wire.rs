@@ -46,6 +46,7 @@ pub fn recv<T: DeserializeOwned>(socket: BorrowedFd<'_>) -> io::Result<Option<Re
 }
 
 /// A socket for tasks of an async runtime. Sending and receiving may go on at once, from two tasks.
+#[derive(Debug)]
 pub struct AsyncSocket(AsyncFd<OwnedFd>);
 
 impl AsyncSocket {

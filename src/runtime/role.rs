@@ -100,6 +100,7 @@ impl Role {
         setsid()?;
         umask(Mode::from_bits_truncate(0o022));
         process::default_signals();
+        process::usual_oom_score()?;
         process::ignore_signal(libc::SIGCHLD)?; // the kernel reaps
         let control = io::stdin().as_fd().try_clone_to_owned()?;
         dup2_stdin(open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?)?;

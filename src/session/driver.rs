@@ -33,6 +33,7 @@ use crate::{
     audit,
     config::Config,
     errors::chain,
+    protocol,
     state::{Phase, SessionRecord},
     sys::async_fd,
     transcript::Transcript,
@@ -172,7 +173,9 @@ impl Driver {
         let container = inner.context.adopt(&record);
         let connected = clients.iter().map(|client| client.id).collect();
         let waiting = clients.iter().filter(|client| client.waiting).map(|client| client.id).collect();
+        let understood = speaks_our_protocol(&record);
         let (state, actions) = match (&container, record.phase, record.grace_deadline) {
+            (Some(_), ..) if !understood => Stopping::adopted(connected, Reason::Incompatible),
             // Whoever is connected counts, also if the database was full when its attach should have been recorded.
             (Some(_), Phase::Grace, Some(deadline)) if clients.is_empty() => {
                 (State::Grace(Grace::adopted(deadline)), vec![])
@@ -183,7 +186,8 @@ impl Driver {
                 Stopping::adopted(connected, Reason::Reconcile)
             }
         };
-        let services = container.as_ref().and_then(|_| services::adopt(&inner, &record, &mailbox));
+        let adopted = container.as_ref().filter(|_| understood);
+        let services = adopted.and_then(|_| services::adopt(&inner, &record, &mailbox));
         let mut driver = Self::new(inner, key, mailbox, events, policy);
         driver.services = services;
         driver.clients = clients.into_iter().map(|client| (client.id, client)).collect();
@@ -416,6 +420,12 @@ impl Driver {
         let record = self.record.clone();
         View { key: self.key.clone(), record, phase, connections, ends_at: self.policy.ends_at, grace_until }
     }
+}
+
+/// Whether this server can talk to all inits of the session.
+fn speaks_our_protocol(record: &SessionRecord) -> bool {
+    let versions = record.services.iter().map(|service| service.init_version);
+    versions.chain([record.init_version]).all(|version| (protocol::OLDEST..=protocol::VERSION).contains(&version))
 }
 
 fn policy(life: &Life, created_at: SystemTime) -> Policy {

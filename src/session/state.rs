@@ -60,6 +60,8 @@ pub enum Reason {
     ContainerDied,
     /// Found at start without anything that would keep it.
     Reconcile,
+    /// An init of it speaks a version of the protocol that this server does not.
+    Incompatible,
     /// Its Podfile's `on_create` has failed.
     SetUpFailed,
 }
@@ -75,6 +77,7 @@ impl Reason {
             Self::Shutdown => "shutdown",
             Self::ContainerDied => "container-died",
             Self::Reconcile => "reconcile",
+            Self::Incompatible => "incompatible",
             Self::SetUpFailed => "set-up-failed",
         }
     }
@@ -84,6 +87,9 @@ impl Reason {
         match self {
             Self::Disconnect | Self::GraceExpired | Self::SetUpFailed => None,
             Self::Reconcile => Some("the server was restarted before the session was ready; connect again"),
+            Self::Incompatible => {
+                Some("the server was replaced by a version that cannot go on with this session; connect again")
+            }
             Self::MaxLifetime => Some("the session has reached its maximum lifetime and is being removed"),
             Self::Stop => Some("the session was stopped by the administrator"),
             Self::Shutdown => Some("the server is shutting down"),

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use rusqlite::{Connection, OptionalExtension, Row, ToSql, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, ToSql, Transaction, TransactionBehavior, params};
 
 pub use self::records::{ConnectionRecord, Kind, NewService, NewSession, Phase, ServiceRecord, SessionRecord};
 use crate::names::{ContainerId, ServicePlace, SessionId};
@@ -143,6 +143,20 @@ impl State {
         change.pragma_update(None, "user_version", known as u32).map_err(failed)?;
         change.commit().map_err(failed)?;
         Ok(Self { path: path.to_owned(), connection: Mutex::new(connection) })
+    }
+
+    /// Whether [`open`](Self::open) would understand the database, which stays as it is. There need not be one.
+    pub fn check_version(path: &Path) -> Result<(), StateError> {
+        if !path.exists() {
+            return Ok(());
+        }
+        let failed = |error| StateError::Open(path.to_owned(), error);
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
+        connection.busy_timeout(BUSY_LIMIT).map_err(failed)?;
+        let found: u32 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(failed)?;
+        let (found, known) = (found as usize, MIGRATIONS.len());
+        if found > known { Err(StateError::Newer { path: path.to_owned(), found, known }) } else { Ok(()) }
     }
 
     fn connection(&self) -> MutexGuard<'_, Connection> {

@@ -7,7 +7,7 @@ use std::{
     collections::VecDeque,
     net::SocketAddr,
     os::{
-        fd::{AsFd, BorrowedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd},
         unix::process::ExitStatusExt,
     },
     sync::Arc,
@@ -15,6 +15,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use nix::sys::socket::{Shutdown, shutdown};
 use tokio::{net::TcpStream, process::Child, sync::mpsc};
 
 use super::{
@@ -22,8 +23,10 @@ use super::{
     login::{self, Login, Question},
     penalties::Offence,
     pool::{self, Process},
+    reconcile::Greeted,
     startups::Startup,
     trail::Trail,
+    unsettled::Pending,
 };
 use crate::{
     errors::chain,
@@ -69,6 +72,8 @@ pub(super) struct Connection {
     questions: u32,
     /// Held until the client has logged in; `None` says that it has.
     startup: Option<Startup>,
+    /// Held until the client has its session and may work in it.
+    pending: Option<Pending>,
     attached: bool,
     began: Instant,
     trail: Trail,
@@ -106,7 +111,7 @@ pub(super) async fn serve(
     process: Process,
     stream: TcpStream,
     peer: SocketAddr,
-    startup: Startup,
+    (startup, pending): (Startup, Pending),
 ) {
     let Process { id, mut child, name, control, socket } = process;
     let (to_client, from_session) = mpsc::channel(Client::QUEUE);
@@ -123,6 +128,7 @@ pub(super) async fn serve(
         login: None,
         questions: 0,
         startup: Some(startup),
+        pending: Some(pending),
         attached: false,
         began: Instant::now(),
         trail,
@@ -149,7 +155,7 @@ pub(super) async fn adopted(
     supervisor: Arc<Supervisor>,
     record: ConnectionRecord,
     key: SessionKey,
-    (control, version): (AsyncSocket, u32),
+    Greeted { control, waiting, version }: Greeted,
     (to_client, from_session): (mpsc::Sender<ToClient>, mpsc::Receiver<ToClient>),
 ) {
     let id = record.id;
@@ -168,6 +174,7 @@ pub(super) async fn adopted(
         login: Some(login),
         questions: 0,
         startup: None,
+        pending: waiting.then(|| supervisor.unsettled.session()),
         attached: true,
         began: Instant::now(),
         trail,
@@ -180,6 +187,24 @@ pub(super) async fn adopted(
         return;
     }
     supervisor.sessions.detach(id);
+    end_adopted(record.process, id).await;
+    supervisor.forget_connection(id).await;
+    pool::remove_socket(&supervisor.pool.socket(id));
+}
+
+/// Ends a connection of an earlier supervisor that cannot be kept, and tells its client why.
+pub(super) async fn send_away(
+    supervisor: Arc<Supervisor>,
+    record: ConnectionRecord,
+    control: AsyncSocket,
+    message: &'static str,
+) {
+    let id = record.id;
+    let message = ToConnection::Terminate { message: message.to_owned() };
+    let told = tokio::time::timeout(SEND_LIMIT, control.send(&message, &[])).await;
+    if let Err(error) = told.map_err(|_elapsed| ClientError::Silent).and_then(|sent| Ok(sent?)) {
+        tracing::warn!(connection = id, "{}", chain(error));
+    }
     end_adopted(record.process, id).await;
     supervisor.forget_connection(id).await;
     pool::remove_socket(&supervisor.pool.socket(id));
@@ -244,7 +269,7 @@ impl Connection {
         let serve = Serve {
             connection: self.id,
             peer: self.peer,
-            local: stream.local_addr()?,
+            local: canonical(stream.local_addr()?),
             host_keys: self.supervisor.host_keys.clone(),
             settings: SshSettings {
                 login_grace_ms: millis(config.auth.login_grace_time),
@@ -294,13 +319,28 @@ impl Connection {
                     }
                 }
                 () = leaving.cancelled() => {
-                    return Ok(if self.attached { Outcome::Left } else { Outcome::Ended });
+                    return if self.attached { self.hand_over().await } else { Ok(Outcome::Ended) };
                 }
                 // To make room for another client. Its process ends when it sees that nobody is here any more.
                 () = dropped.cancelled(), if self.startup.is_some() => return Ok(Outcome::Ended),
                 () = &mut login_limit, if self.startup.is_some() => return Err(ClientError::LoginGrace),
             }
         }
+    }
+
+    /// Leaves the connection to the next supervisor: nothing is lost of what has been said on either side.
+    async fn hand_over(&mut self) -> Result<Outcome, ClientError> {
+        while let Ok(message) = self.from_session.try_recv() {
+            if self.pass_on(message).await? {
+                return Ok(Outcome::Ended);
+            }
+        }
+        // From here on it cannot send, and keeps what it has to say for the next supervisor.
+        shutdown(self.control.as_fd().as_raw_fd(), Shutdown::Read).map_err(std::io::Error::from)?;
+        while let Some((message, _fds)) = self.control.recv().await? {
+            self.handle(message).await?;
+        }
+        Ok(Outcome::Left)
     }
 
     async fn handle(&mut self, message: FromConnection) -> Result<(), ClientError> {
@@ -337,6 +377,7 @@ impl Connection {
                 }
                 self.attached = true;
                 self.startup = None;
+                self.pending = Some(self.supervisor.unsettled.session());
                 // Of the user's own sessions, which one is the client's to say.
                 login.key.project = login.key.project.take().or(project);
                 self.trail.identify(login);
@@ -387,6 +428,7 @@ impl Connection {
             }
             ToClient::Ready => {
                 self.tell(&ToConnection::Ready, &[]).await?;
+                self.pending = None;
                 Ok(false)
             }
             ToClient::Attached { session, init } => {
@@ -470,6 +512,11 @@ async fn next_output(output: &mut VecDeque<Reader>) -> Option<Bytes> {
         output.pop_front();
     }
     text
+}
+
+/// The address as what it is, if it is an IPv4 address in IPv6's clothes.
+pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -3,17 +3,20 @@
 //! It never parses SSH and is never in the data path. Starting is one list, in this order, and what fails in it changes
 //! nothing that an earlier step did not make itself:
 //!
-//! directories, the lock (one supervisor for each root), listeners, host keys, state.db, image store, cgroups, network with
+//! directories, the lock (one supervisor for each root), [listeners], host keys, state.db, image store, cgroups, network with
 //! the leases of sessions that live, the spawner, reconcile (adopt or remove what an earlier supervisor left), control
 //! socket, accept.
 //!
-//! SIGTERM leaves sessions and connections to the next supervisor, SIGINT ends everything.
+//! SIGTERM leaves sessions and connections to the next supervisor, SIGINT ends everything, SIGUSR2 makes this process the next
+//! supervisor ([upgrade]). Before it leaves, no more clients are taken, and those that would be lost with it are waited for
+//! ([unsettled]).
 
 mod accept;
 mod admission;
 mod ceilings;
 mod client;
 mod control;
+mod listeners;
 mod login;
 mod penalties;
 mod pool;
@@ -23,6 +26,9 @@ mod start;
 mod startups;
 mod stats;
 mod trail;
+mod unsettled;
+mod upgrade;
+mod watchdog;
 
 use std::{
     net::SocketAddr,
@@ -33,8 +39,8 @@ use std::{
 use tokio::net::TcpStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use self::start::StartError;
-use self::{admission::Admission, pool::Pool};
+use self::{admission::Admission, pool::Pool, unsettled::Unsettled};
+pub use self::{start::StartError, upgrade::check};
 use crate::{
     audit::Audit,
     config::Config,
@@ -66,24 +72,31 @@ struct Supervisor {
     attached: trail::Attached,
     /// The tasks beside connection processes.
     clients: TaskTracker,
+    unsettled: Unsettled,
     /// Tells these tasks that the supervisor is ending.
     leaving: CancellationToken,
 }
 
-/// Runs until a signal ends it.
+/// Runs until a signal ends it, or makes another program of it.
 ///
 /// # Errors
 /// [`StartError`]: the server could not be started, and nothing of it is left.
 pub fn run(config: Config) -> Result<(), StartError> {
+    let mut passed = listeners::passed_on().map_err(StartError::PassedOn)?;
+    let mut program = upgrade::Program::of_this_process(&mut passed).map_err(StartError::PassedOn)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
         .build()
         .map_err(StartError::Runtime)?;
-    let result = runtime.block_on(start::start(config));
+    let result = runtime.block_on(start::start(config, passed, &mut program));
     // A blocking task may still wait for a registry; it must not keep the process from ending.
     runtime.shutdown_timeout(Duration::from_secs(1));
-    result
+    match result {
+        Ok(None) => Ok(()),
+        Ok(Some(sockets)) => Err(program.become_next(sockets)),
+        Err(error) => Err(program.fall_back(error)),
+    }
 }
 
 impl Supervisor {
@@ -112,10 +125,11 @@ impl Supervisor {
             let _ = stream.try_write(b"Not allowed at this time\r\n");
             return;
         };
+        let pending = supervisor.unsettled.login();
         let (tracker, supervisor) = (supervisor.clients.clone(), supervisor.clone());
         tracker.spawn(async move {
             match supervisor.pool.take().await {
-                Ok(process) => client::serve(supervisor, process, stream, peer, startup).await,
+                Ok(process) => client::serve(supervisor, process, stream, peer, (startup, pending)).await,
                 Err(error) => tracing::error!(%peer, "dropped: {}", chain(error)),
             }
         });

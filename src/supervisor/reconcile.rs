@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use super::{Supervisor, client};
 use crate::{
-    audit::Event,
+    audit::{Event, Who},
     errors::chain,
     names::SessionId,
     protocol::{self, FromConnection, ToConnection, wire::AsyncSocket},
@@ -21,7 +21,10 @@ use crate::{
 };
 
 /// How long a connection process may take to greet its new supervisor.
-const GREETING: Duration = Duration::from_secs(5);
+const GREETING: Duration = Duration::from_secs(10);
+
+/// What clients are told whose connection or session speaks another version.
+const INCOMPATIBLE: &str = "the server was replaced by a version that cannot go on with this connection; connect again";
 
 /// Why a connection could not be taken over.
 #[derive(Debug, thiserror::Error)]
@@ -31,7 +34,7 @@ enum AdoptError {
     #[error("its process does not answer")]
     Silent,
     #[error("its process speaks version {0} of the protocol, this server version {ours}", ours = protocol::VERSION)]
-    Version(u32),
+    Version(u32, AsyncSocket),
     #[error("its process gave an answer that is not a greeting")]
     Greeting,
 }
@@ -48,7 +51,7 @@ pub(super) async fn reconcile(supervisor: &Arc<Supervisor>) -> Result<(), StateE
         greetings.spawn(async move { (greet(&socket).await, record) });
     }
     let mut returned: HashMap<SessionId, Vec<(ConnectionRecord, Greeted)>> = HashMap::new();
-    let mut kept = HashMap::new();
+    let (mut kept, mut lost) = (HashMap::new(), Vec::new());
     while let Some(joined) = greetings.join_next().await {
         let Ok((answer, record)) = joined else { continue };
         match answer {
@@ -57,8 +60,15 @@ pub(super) async fn reconcile(supervisor: &Arc<Supervisor>) -> Result<(), StateE
                 returned.entry(record.session.clone()).or_default().push((record, control));
             }
             Err(error) => {
-                tracing::info!(connection = record.id, "not taken over: {}", chain(error));
-                context.state.remove_connection(record.id)?;
+                tracing::info!(connection = record.id, "not taken over: {}", chain(&error));
+                if let AdoptError::Version(_, control) = error {
+                    kept.insert(record.id, record.process);
+                    lost.push((record.clone(), Some(INCOMPATIBLE)));
+                    supervisor.clients.spawn(client::send_away(supervisor.clone(), record, control, INCOMPATIBLE));
+                } else {
+                    context.state.remove_connection(record.id)?;
+                    lost.push((record, None));
+                }
             }
         }
     }
@@ -90,36 +100,38 @@ pub(super) async fn reconcile(supervisor: &Arc<Supervisor>) -> Result<(), StateE
 
     for record in sessions {
         let key = SessionKey { user: record.user.clone(), project: record.project.clone() };
+        let remaining = returned.get(&record.id).map_or(0, Vec::len);
+        for (connection, reason) in lost.extract_if(.., |(connection, _)| connection.session == record.id) {
+            let origin = Origin { peer: connection.peer, fingerprint: connection.fingerprint };
+            let who = Who { key: &key, connection: connection.id, origin: &origin, session: Some(&record.id) };
+            supervisor.audit.record(&Event::Disconnect { who, remaining, reason });
+        }
         let mut clients = Vec::new();
-        for (connection, Greeted { control, waiting, version }) in returned.remove(&record.id).unwrap_or_default() {
+        for (connection, greeted) in returned.remove(&record.id).unwrap_or_default() {
             let (outgoing, from_session) = mpsc::channel(Client::QUEUE);
             let origin = Arc::new(Origin { peer: connection.peer, fingerprint: connection.fingerprint.clone() });
-            clients.push(Client { id: connection.id, origin, outgoing: outgoing.clone(), waiting });
+            clients.push(Client { id: connection.id, origin, outgoing: outgoing.clone(), waiting: greeted.waiting });
             let channel = (outgoing, from_session);
-            let task = client::adopted(supervisor.clone(), connection, key.clone(), (control, version), channel);
+            let task = client::adopted(supervisor.clone(), connection, key.clone(), greeted, channel);
             supervisor.clients.spawn(task);
         }
         tracing::info!(session = %record.id, connections = clients.len(), "found a session of an earlier server");
         supervisor.sessions.adopt(record, clients, supervisor.config());
     }
-    // A connection whose session has no record any more sees the end of its init by itself.
     for (connection, Greeted { control, .. }) in returned.into_values().flatten() {
-        let message = "the session is gone".to_owned();
-        if let Err(error) = control.send(&ToConnection::Terminate { message }, &[]).await {
-            tracing::info!(connection = connection.id, "{error}");
-        }
-        context.state.remove_connection(connection.id)?;
+        let task = client::send_away(supervisor.clone(), connection, control, "the session is gone");
+        supervisor.clients.spawn(task);
     }
     Ok(())
 }
 
 /// A connection that has answered.
-struct Greeted {
-    control: AsyncSocket,
+pub(super) struct Greeted {
+    pub(super) control: AsyncSocket,
     /// It has not been told yet that its session is ready.
-    waiting: bool,
+    pub(super) waiting: bool,
     /// Which messages it understands.
-    version: u32,
+    pub(super) version: u32,
 }
 
 async fn greet(socket: &std::path::Path) -> Result<Greeted, AdoptError> {
@@ -134,7 +146,7 @@ async fn greet(socket: &std::path::Path) -> Result<Greeted, AdoptError> {
         Ok(Err(error)) => Err(AdoptError::Gone(error)),
         Ok(Ok(Some((FromConnection::Adopted { version, waiting, .. }, _)))) => match version {
             protocol::OLDEST..=protocol::VERSION => Ok(Greeted { control, waiting, version }),
-            _ => Err(AdoptError::Version(version)),
+            _ => Err(AdoptError::Version(version, control)),
         },
         Ok(Ok(_)) => Err(AdoptError::Greeting),
     }

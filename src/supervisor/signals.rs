@@ -4,13 +4,15 @@ use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::Supervisor;
+use super::{Supervisor, upgrade::Program};
+use crate::errors::chain;
 
 /// Heard from the moment that this is opened; before, they have their default actions.
 pub(super) struct Signals {
     interrupt: Signal,
     terminate: Signal,
     hangup: Signal,
+    upgrade: Signal,
 }
 
 /// How the server is to end.
@@ -20,6 +22,8 @@ pub(super) enum End {
     Alone,
     /// With every session.
     Everything,
+    /// As alone, and this process becomes the next server.
+    Upgrade,
 }
 
 impl Signals {
@@ -28,11 +32,12 @@ impl Signals {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
             hangup: signal(SignalKind::hangup())?,
+            upgrade: signal(SignalKind::user_defined2())?,
         })
     }
 
     /// Waits until one says that the server is to end.
-    pub(super) async fn end(&mut self, supervisor: &Supervisor) -> End {
+    pub(super) async fn end(&mut self, supervisor: &Supervisor, program: &Program) -> End {
         loop {
             tokio::select! {
                 _ = self.interrupt.recv() => return End::Everything,
@@ -41,6 +46,10 @@ impl Signals {
                 _ = self.hangup.recv() => {
                     supervisor.config();
                 }
+                _ = self.upgrade.recv() => match program.check_next().await {
+                    Ok(()) => return End::Upgrade,
+                    Err(error) => tracing::error!("not upgraded: {}", chain(error)),
+                },
             }
         }
     }

@@ -14,16 +14,23 @@ use nix::{
     fcntl::{Flock, FlockArg},
     sys::prctl,
 };
-use tokio::net::{TcpListener, UnixListener};
+use tokio::{
+    net::{TcpListener, UnixListener},
+    task::JoinSet,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     LEAVE_LIMIT, SHUTDOWN_LIMIT, Supervisor, accept,
     admission::Admission,
     ceilings, control,
+    listeners::{Listeners, Named},
     pool::Pool,
     reconcile,
     signals::{End, Signals},
+    unsettled::Unsettled,
+    upgrade::{self, Program},
+    watchdog,
 };
 use crate::{
     api,
@@ -67,8 +74,16 @@ pub enum StartError {
     Locked(PathBuf, Option<u32>),
     #[error("cannot lock {}", .0.display())]
     Lock(PathBuf, #[source] io::Error),
+    #[error("cannot take over what was passed on by who started this (LISTEN_FDS)")]
+    PassedOn(#[source] io::Error),
+    #[error("cannot listen on descriptor {0} ({1}), which was passed on by who started this")]
+    Passed(i32, String, #[source] io::Error),
     #[error("cannot listen on {0}")]
     Listen(SocketAddr, #[source] io::Error),
+    #[error("cannot wait for children of the previous program")]
+    Children(#[source] io::Error),
+    #[error("cannot execute {}", .0.display())]
+    Upgrade(PathBuf, #[source] io::Error),
     #[error("cannot prepare the host keys")]
     HostKeys(#[from] HostKeyError),
     #[error("cannot open the state database")]
@@ -91,24 +106,22 @@ pub enum StartError {
     Signals(#[source] io::Error),
 }
 
-pub(super) async fn start(config: Config) -> Result<(), StartError> {
+/// Returns when a signal has ended the server: with the sockets, if this process is to be the next one.
+pub(super) async fn start(
+    config: Config,
+    passed: Vec<Named>,
+    program: &mut Program,
+) -> Result<Option<Vec<Named>>, StartError> {
     if !nix::unistd::geteuid().is_root() {
         return Err(StartError::NotRoot);
     }
+    upgrade::reap_inherited_children().map_err(StartError::Children)?;
     let paths = config.paths.clone();
     for directory in directories(&paths) {
         make_directory(&directory)?;
     }
     let _lock = lock(&paths)?;
-    let mut listeners = Vec::new();
-    for address in &config.listen {
-        listeners.push(accept::listen(*address).map_err(|error| StartError::Listen(*address, error))?);
-    }
-    let metrics = config
-        .metrics
-        .listen
-        .map(|address| accept::listen(address).map_err(|error| StartError::Listen(address, error)));
-    let metrics = metrics.transpose()?;
+    let mut listeners = Listeners::open(&config, passed)?;
     let host_keys = host_keys::load_or_create(&paths.host_key_dir)?;
     keep_secret(&host_keys);
     let audit = Arc::new(Audit::open(config.log.audit_log.as_deref()).map_err(StartError::Audit)?);
@@ -133,15 +146,16 @@ pub(super) async fn start(config: Config) -> Result<(), StartError> {
         stats: super::stats::Sampler::default(),
         attached: super::trail::Attached::default(),
         clients: TaskTracker::new(),
+        unsettled: Unsettled::default(),
         leaving: CancellationToken::new(),
     });
     reconcile::reconcile(&supervisor).await?;
 
     let mut signals = Signals::open().map_err(StartError::Signals)?;
-    let mut tasks = tokio::task::JoinSet::new();
+    let (mut doors, mut tasks) = (JoinSet::new(), JoinSet::new());
     let control = api::server::listen(&paths.control_socket)
         .map_err(|error| StartError::Control(paths.control_socket.clone(), error))?;
-    serve_api(&mut tasks, &supervisor, control, metrics);
+    serve_api(&mut tasks, &supervisor, control, listeners.metrics.take());
     tasks.spawn(async move {
         let never = forwarder.serve(upstreams).await;
         match never {}
@@ -155,28 +169,38 @@ pub(super) async fn start(config: Config) -> Result<(), StartError> {
         let supervisor = supervisor.clone();
         async move { supervisor.admission.keep_logging().await }
     });
-    for listener in listeners {
+    tasks.spawn(watchdog::keep_alive());
+    // From here on nothing fails.
+    program.forget_previous();
+    for (address, listener) in listeners.ssh.drain(..) {
         let supervisor = supervisor.clone();
-        tasks.spawn(accept::accept_loop(listener, move |stream, peer| {
+        doors.spawn(accept::accept_loop(listener, move |stream, peer| {
             Supervisor::take(&supervisor, stream, peer);
         }));
-    }
-    for address in &supervisor.config().listen {
         tracing::info!("listening on {address}");
     }
-    // Without systemd there is nobody to tell.
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    watchdog::ready();
 
-    let end = signals.end(&supervisor).await;
+    let mut end = signals.end(&supervisor, program).await;
+    watchdog::leaving(end);
+    // From here on clients wait in the sockets.
+    doors.shutdown().await;
+    if end != End::Everything {
+        tokio::select! {
+            () = supervisor.unsettled.settle() => {}
+            // Whoever says it twice does not want to wait.
+            again = signals.end(&supervisor, program) => end = again,
+        }
+    }
     tasks.shutdown().await;
     end_builds(&supervisor).await;
     leave(&supervisor, &paths, end).await;
-    Ok(())
+    Ok((end == End::Upgrade).then(|| listeners.into_kept()))
 }
 
 /// Answers administrators, and Prometheus.
 fn serve_api(
-    tasks: &mut tokio::task::JoinSet<()>,
+    tasks: &mut JoinSet<()>,
     supervisor: &Arc<Supervisor>,
     control: UnixListener,
     metrics: Option<TcpListener>,

@@ -121,6 +121,14 @@ pub fn ignore_signal(signal: i32) -> io::Result<()> {
     set_disposition(signal, libc::SIG_IGN)
 }
 
+/// Takes back the protection from the kernel's out-of-memory killer that a service manager may have given the server, and
+/// its children with it (proc_pid_oom_score_adj(5)).
+pub fn usual_oom_score() -> io::Result<()> {
+    const FILE: &str = "/proc/self/oom_score_adj";
+    let now: i32 = std::fs::read_to_string(FILE)?.trim().parse().map_err(|_| io::ErrorKind::InvalidData)?;
+    if now < 0 { std::fs::write(FILE, "0") } else { Ok(()) }
+}
+
 /// Gives every signal its default action; Rust's runtime ignores SIGPIPE, which a child would inherit.
 pub fn default_signals() {
     for signal in 1..=libc::SIGRTMAX() {

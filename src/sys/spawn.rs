@@ -10,6 +10,9 @@ use std::{
     process::Command,
 };
 
+/// The most descriptors that a program can be started with.
+const MAX_FDS: usize = 128;
+
 /// Lets `command` start with `fds` as descriptors 3, 4, 5, ... and nothing else above standard error.
 ///
 /// The descriptors are kept open until `command` is dropped.
@@ -24,7 +27,10 @@ fn place(fds: &[OwnedFd]) -> io::Result<()> {
     let count = RawFd::try_from(fds.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
     // Out of the way of the target numbers first, so that no descriptor is overwritten before it was copied. The copies
     // take ascending numbers from `FIRST + count` on, each at least one above the one before.
-    let mut copies = [-1; 16];
+    let mut copies = [-1; MAX_FDS];
+    if fds.len() > copies.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
     for (copy, fd) in copies.iter_mut().zip(fds) {
         // SAFETY: both are plain integers; the kernel checks them.
         *copy = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, FIRST + count) };
@@ -32,7 +38,7 @@ fn place(fds: &[OwnedFd]) -> io::Result<()> {
             return Err(io::Error::last_os_error());
         }
     }
-    for (target, copy) in (FIRST..).zip(&copies[..fds.len().min(copies.len())]) {
+    for (target, copy) in (FIRST..).zip(&copies[..fds.len()]) {
         // SAFETY: as above. dup2 clears close-on-exec, which is its purpose here.
         if unsafe { libc::dup2(*copy, target) } < 0 {
             return Err(io::Error::last_os_error());
