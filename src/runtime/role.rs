@@ -48,13 +48,13 @@ use crate::{
 /// How long a container's set-up may take.
 pub(super) const SETUP_LIMIT: Duration = Duration::from_secs(20);
 
-/// The entry point of `podspawn spawner SCRATCH_DIR TAG`, with the socket to the supervisor on stdin.
+/// The entry point of `podspawn spawner TAG`, with the socket to the supervisor on stdin, in the scratch directory.
 pub fn spawner_main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().skip(2).collect();
     let result = match arguments.as_slice() {
-        [scratch_dir, instance] => {
-            Role::new(Path::new(scratch_dir), &instance.to_string_lossy()).and_then(|role| role.serve())
-        }
+        [instance] => std::env::current_dir()
+            .and_then(|scratch_dir| Role::new(&scratch_dir, &instance.to_string_lossy()))
+            .and_then(|role| role.serve()),
         _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "this role is started by `podspawn serve` only")),
     };
     match result {

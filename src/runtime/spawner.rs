@@ -91,11 +91,12 @@ impl Spawner {
             std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.scratch_dir)?;
             let (socket, theirs) = seqpacket::pair()?;
             // The socket is the helper's stdin: the one descriptor that can be passed without code between fork and exec.
+            // Its arguments are those of every init, where each container can read them: they name no path of the host.
             let process = Command::new(format!("/proc/self/fd/{}", self.program.as_raw_fd()))
                 .arg0("podspawn")
                 .arg("spawner")
-                .arg(&self.scratch_dir)
                 .arg(self.instance.as_str())
+                .current_dir(&self.scratch_dir)
                 .env_clear()
                 .stdin(theirs)
                 .stdout(Stdio::null())

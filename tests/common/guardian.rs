@@ -13,7 +13,7 @@ use podspawn::names::InstanceTag;
 
 /// Waits for the word that all is well, or for the end of its input, which comes when the test process is gone, however
 /// it went. Then it tells the server to end everything, kills what is left of the instance's processes, all of which
-/// have its root among their arguments, and removes the table, the cgroups and the directory.
+/// have its root or its tag among their arguments, and removes the table, the cgroups and the directory.
 const SCRIPT: &str = r#"
 trap '' INT TERM HUP
 read -r tag && read -r root && read -r directory || exit
@@ -32,7 +32,7 @@ for _ in $(seq 300); do
     signal -0 "*/podspawn --root $root serve*" || break
     sleep 0.1
 done
-while signal -KILL "*/podspawn --root $root *" || signal -KILL "podspawn *$root*"; do sleep 0.1; done
+while signal -KILL "*/podspawn --root $root *" || signal -KILL "podspawn *$root*" || signal -KILL "podspawn spawner $tag *"; do sleep 0.1; done
 nft delete table inet "podspawn-$tag"
 for cgroup in $(find /sys/fs/cgroup -depth -type d -path "*/podspawn-$tag*"); do
     for _ in $(seq 100); do

@@ -74,8 +74,9 @@ pub fn processes_named(name: &str) -> Vec<i32> {
     commands().into_iter().filter(|(_, comm)| comm == name).map(|(pid, _)| pid).collect()
 }
 
-/// Processes whose arguments name the instance's root: server, spawner, connections, and inits.
+/// Processes whose arguments name the instance's root or its tag: server, spawner, connections, and inits.
 fn all_processes(root: &Path) -> Vec<(i32, String)> {
+    let of_spawner = format!("podspawn spawner {} ", InstanceTag::of_root(root).as_str());
     let root = root.display().to_string();
     let mut found = Vec::new();
     for (pid, _) in commands() {
@@ -83,7 +84,7 @@ fn all_processes(root: &Path) -> Vec<(i32, String)> {
         let args = String::from_utf8_lossy(&args).replace('\0', " ");
         let ours = pid.cast_unsigned() != std::process::id() && args.starts_with("podspawn ")
             || args.contains("/podspawn --root");
-        if ours && args.contains(&root) {
+        if ours && args.contains(&root) || args.starts_with(&of_spawner) {
             found.push((pid, args));
         }
     }
