@@ -13,6 +13,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokio::net::UnixStream;
 
 use super::types::{BuildEvent, BuildRequest, Down, LogLine, Problem, Session, Stats, Status};
@@ -50,6 +51,17 @@ impl Client {
 
     pub fn sessions(&self) -> Result<Vec<Session>, ClientError> {
         self.json(Method::GET, "/v1/sessions")
+    }
+
+    /// All that is known of a session.
+    pub fn inspect(&self, key: &SessionKey) -> Result<Value, ClientError> {
+        self.json(Method::GET, &format!("/v1/sessions/{key}"))
+    }
+
+    /// A session's container, or that of one of its services, as a configuration of the OCI runtime specification.
+    pub fn oci(&self, key: &SessionKey, service: Option<&str>) -> Result<Value, ClientError> {
+        let service = service.map(|name| format!("?service={}", plain(name))).unwrap_or_default();
+        self.json(Method::GET, &format!("/v1/sessions/{key}/oci{service}"))
     }
 
     pub fn stats(&self) -> Result<Vec<Stats>, ClientError> {
@@ -95,9 +107,7 @@ impl Client {
     ) -> Result<(), ClientError> {
         let mut path = format!("/v1/sessions/{key}/logs?follow={follow}");
         if let Some(source) = source {
-            // Names of hooks and services are of letters that need no escaping; others name nothing.
-            let plain: String = source.chars().filter(|c| c.is_ascii_alphanumeric() || "._-".contains(*c)).collect();
-            path.push_str(&format!("&source={plain}"));
+            path.push_str(&format!("&source={}", plain(source)));
         }
         self.lines(Method::GET, &path, Bytes::new(), heard)
     }
@@ -178,6 +188,11 @@ impl Client {
             _ => ClientError::Connect(self.socket.clone(), error),
         }
     }
+}
+
+/// Names of hooks and services are of letters that need no escaping; others name nothing.
+fn plain(name: &str) -> String {
+    name.chars().filter(|c| c.is_ascii_alphanumeric() || "._-".contains(*c)).collect()
 }
 
 fn refusal(status: StatusCode, body: &Bytes) -> ClientError {

@@ -11,6 +11,8 @@
 //! | `GET /v1/events` | the audit log's events as they happen, server-sent |
 //! | `GET /v1/stats` | list of [`types::Stats`] |
 //! | `GET /v1/status` | [`types::Status`] |
+//! | `GET /v1/sessions/{user}[@project]` | [`types::Inspection`] |
+//! | `GET /v1/sessions/{user}[@project]/oci?service=NAME` | its container, or a service's, as a configuration of the OCI runtime specification |
 //! | `GET /v1/sessions/{user}[@project]/logs?source=NAME&follow=true` | lines, each a [`types::LogLine`], for as long as the session lives if `follow` |
 //! | `POST /v1/sessions/{user}[@project]/stop` | 204, or 404 if there is no such session |
 //! | `POST /v1/sessions/{user}[@project]/down?clean=true` | [`types::Down`], when the session is gone, and its volumes too if `clean` |
@@ -47,6 +49,14 @@ pub trait Backend: Clone + Send + Sync + 'static {
         source: Option<String>,
         follow: bool,
     ) -> impl Future<Output = Option<std::io::Result<mpsc::Receiver<types::LogLine>>>> + Send;
+    /// All that is known of a session; `None` if there is none. The error is one line.
+    fn inspect(&self, key: SessionKey) -> impl Future<Output = Option<Result<types::Inspection, String>>> + Send;
+    /// A session's container, or that of one of its services, for another runtime; likewise.
+    fn oci(
+        &self,
+        key: SessionKey,
+        service: Option<String>,
+    ) -> impl Future<Output = Option<Result<serde_json::Value, String>>> + Send;
     /// Ends a session; false if there is none.
     fn stop(&self, key: SessionKey) -> impl Future<Output = bool> + Send;
     /// Ends a session and waits until it is gone; with `clean` its volumes go too. An error is one line for people.

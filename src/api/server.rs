@@ -103,6 +103,8 @@ fn router<B: Backend>(backend: B) -> Router {
         .route("/v1/events", get(events::events::<B>))
         .route("/v1/stats", get(|State(backend): State<B>| async move { Json(backend.stats().await) }))
         .route("/v1/status", get(|State(backend): State<B>| async move { Json(Status::of(&backend.sessions().await)) }))
+        .route("/v1/sessions/{key}", get(inspect::<B>))
+        .route("/v1/sessions/{key}/oci", get(oci::<B>))
         .route("/v1/sessions/{key}/logs", get(logs::<B>))
         .route("/v1/sessions/{key}/stop", post(stop::<B>))
         .route("/v1/sessions/{key}/down", post(down::<B>))
@@ -143,6 +145,38 @@ async fn down<B: Backend>(
             Ok(down) => Json(down).into_response(),
             Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, &error),
         },
+    }
+}
+
+async fn inspect<B: Backend>(State(backend): State<B>, PathPart(key): PathPart<String>) -> Response {
+    match key.parse::<SessionKey>() {
+        Err(error) => problem(StatusCode::BAD_REQUEST, &error.to_string()),
+        Ok(key) => found(&key, backend.inspect(key.clone()).await),
+    }
+}
+
+/// Whose container is wanted.
+#[derive(Deserialize)]
+struct OciQuery {
+    service: Option<String>,
+}
+
+async fn oci<B: Backend>(
+    State(backend): State<B>,
+    PathPart(key): PathPart<String>,
+    Query(OciQuery { service }): Query<OciQuery>,
+) -> Response {
+    match key.parse::<SessionKey>() {
+        Err(error) => problem(StatusCode::BAD_REQUEST, &error.to_string()),
+        Ok(key) => found(&key, backend.oci(key.clone(), service).await),
+    }
+}
+
+fn found<T: Serialize>(key: &SessionKey, answer: Option<Result<T, String>>) -> Response {
+    match answer {
+        Some(Ok(found)) => Json(found).into_response(),
+        Some(Err(error)) => problem(StatusCode::CONFLICT, &error),
+        None => problem(StatusCode::NOT_FOUND, &format!("there is no session of {key}")),
     }
 }
 

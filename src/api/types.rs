@@ -1,5 +1,7 @@
 //! What the control API exchanges.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::podfile::BuildPlan;
@@ -41,6 +43,56 @@ pub struct Service {
     pub workdir: String,
     /// Pid of its init, on the host.
     pub pid: Option<i32>,
+}
+
+/// All that is known of a session.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Inspection {
+    #[serde(flatten)]
+    pub session: Session,
+    /// RFC 3339.
+    pub created: String,
+    /// Digest of the image's manifest.
+    pub image_id: String,
+    pub mode: String,
+    pub hostname: String,
+    pub address: Option<String>,
+    /// Where it may connect to: `public`, `none`, `open`, or a list of networks.
+    pub egress: String,
+    /// The container's ids from 0 on are this and the following of the host.
+    pub first_id: u32,
+    /// The name of the user inside.
+    pub account: String,
+    pub sudo: bool,
+    pub shell: String,
+    /// Where shells and commands start; `None` = in the home directory.
+    pub workdir: Option<String>,
+    /// `NAME=value`
+    pub env: Vec<String>,
+    pub limits: Limits,
+    pub security: Security,
+}
+
+/// What a session may use at most; `None` is no limit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Limits {
+    pub cpus: Option<f64>,
+    pub memory_bytes: Option<u64>,
+    pub pids: Option<u64>,
+}
+
+/// What a session's processes may do (docs/security.md).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Security {
+    /// The bounding set.
+    pub capabilities: Vec<String>,
+    pub no_new_privileges: bool,
+    pub readonly_rootfs: bool,
+    /// `default`, `nested`, `profile` for the administrator's own, or `none`.
+    pub seccomp: String,
+    pub nested: bool,
+    /// Paths and options.
+    pub tmpfs: BTreeMap<String, String>,
 }
 
 /// What a session uses: all of its containers together, and of that each service.

@@ -6,6 +6,8 @@
 
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
 use cgroups_rs::{MaxValue, cpu::CpuController, error::Error, memory::MemController, pid::PidController};
 
 use super::CgroupError;
@@ -16,7 +18,7 @@ const CPU_PERIOD: u64 = 100_000;
 const CPU_QUOTA_MIN: f64 = 1000.0;
 
 /// What a session may use at most; `None` is no limit.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Limits {
     /// CPUs, e.g. 1.5.
     pub cpus: Option<f64>,
@@ -27,6 +29,11 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// Microseconds of CPU time, and out of how many.
+    pub fn quota(&self) -> Option<(i64, u64)> {
+        self.cpus.map(|cpus| (quota(cpus), CPU_PERIOD))
+    }
+
     /// What a part of `whole` may use that is to have these: not more CPUs than there are, which v1 refuses.
     #[must_use]
     pub fn within(&self, whole: &Self) -> Self {
@@ -43,10 +50,13 @@ pub(super) enum Version {
 
 /// Writes the CPU limit of the cgroup `path`: so many microseconds out of 100 ms.
 pub(super) fn limit_cpus(path: &Path, version: Version, cpus: f64) -> Result<(), CgroupError> {
-    #[expect(clippy::cast_possible_truncation, reason = "a float that is out of range saturates, which is no limit")]
-    let quota = (cpus * 100_000.0).round().max(CPU_QUOTA_MIN) as i64;
     let controller = CpuController::new(path.to_owned(), version == Version::V2);
-    controller.set_cfs_quota_and_period(Some(quota), Some(CPU_PERIOD)).map_err(|source| failed(path, source))
+    controller.set_cfs_quota_and_period(Some(quota(cpus)), Some(CPU_PERIOD)).map_err(|source| failed(path, source))
+}
+
+fn quota(cpus: f64) -> i64 {
+    // A float that is out of range saturates, which is no limit.
+    (cpus * 100_000.0).round().max(CPU_QUOTA_MIN) as i64
 }
 
 /// Writes the memory limit of the cgroup `path`. There is no swap beyond it: a session that has used its share is

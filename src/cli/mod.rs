@@ -7,6 +7,7 @@ mod doctor;
 mod exec;
 mod image;
 mod init;
+mod inspect;
 mod interrupt;
 mod logs;
 mod podfile;
@@ -81,6 +82,7 @@ Sessions:
   list            List the sessions
   status          Show the server in numbers
   stats           Show what each session uses
+  inspect         Show all that is known of a session
   exec            Run a program in a session or in one of its services
   stop            End a session
   down            End a session and wait until it is gone, with its services' volumes if wanted
@@ -167,6 +169,8 @@ pub enum Command {
     Status(sessions::StatusArgs),
     /// Show what each session uses
     Stats(stats::StatsArgs),
+    /// Show all that is known of a session
+    Inspect(inspect::Inspect),
     /// Run a program in a session or in one of its services
     Exec(exec::Exec),
     /// End a session
@@ -279,6 +283,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Status(status) => status.run(&session()?),
         Command::Stats(stats) => stats.run(&session()?),
         Command::Logs(logs) => logs.run(&session()?),
+        Command::Inspect(inspect) => inspect.run(&session()?),
         Command::Exec(exec) => exec.run(&session()?),
         Command::Stop(stop) => stop.run(&session()?),
         Command::Down(down) => down.run(&session()?),

@@ -27,7 +27,7 @@ use crate::{
     },
 };
 
-pub(super) const INERT: u64 = attr::NOSUID | attr::NODEV | attr::NOEXEC;
+pub const INERT: u64 = attr::NOSUID | attr::NODEV | attr::NOEXEC;
 
 /// Hidden: files show as empty, directories too (reference: security.md, 3.5).
 const MASKED: [&str; 18] = [
@@ -52,7 +52,7 @@ const MASKED: [&str; 18] = [
 ];
 
 /// Writable by nobody.
-const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+pub const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// A mount of a new file system of type `name`, attached nowhere.
 pub(super) fn new_mount(
@@ -96,6 +96,50 @@ pub(super) fn pivot(rootfs: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
+/// A file system that a container makes for itself.
+pub struct OwnFileSystem {
+    pub path: &'static str,
+    pub kind: &'static CStr,
+    pub options: Vec<(&'static CStr, CString)>,
+    pub flags: &'static [&'static CStr],
+    /// `MOUNT_ATTR_*` (mount_setattr(2)).
+    pub attributes: u64,
+}
+
+/// Those beside `/proc`, `/dev` and `/sys`, in the order in which they are mounted.
+pub fn own_file_systems(spec: &ContainerSpec) -> Vec<OwnFileSystem> {
+    let option = |name: &'static CStr, value: &CStr| (name, value.to_owned());
+    let size = CString::new(spec.shm_bytes.to_string()).unwrap_or_default();
+    let mut all = vec![
+        OwnFileSystem {
+            path: "/dev/pts",
+            kind: c"devpts",
+            // 5 is the group tty of every distribution. The maximum is on terminals, each of which costs kernel memory.
+            options: vec![
+                option(c"ptmxmode", c"0666"),
+                option(c"mode", c"620"),
+                option(c"gid", c"5"),
+                option(c"max", c"64"),
+            ],
+            flags: &[c"newinstance"],
+            attributes: attr::NOSUID | attr::NOEXEC,
+        },
+        OwnFileSystem {
+            path: "/dev/shm",
+            kind: c"tmpfs",
+            options: vec![option(c"size", &size), option(c"mode", c"1777")],
+            flags: &[],
+            attributes: INERT,
+        },
+        OwnFileSystem { path: "/dev/mqueue", kind: c"mqueue", options: Vec::new(), flags: &[], attributes: INERT },
+    ];
+    if spec.cgroup == CgroupJoin::V2 {
+        let (path, attributes) = ("/sys/fs/cgroup", INERT | attr::RDONLY);
+        all.push(OwnFileSystem { path, kind: c"cgroup2", options: Vec::new(), flags: &[], attributes });
+    }
+    all
+}
+
 /// Mounts everything that every container has, and `unmasked_proc` for those that may have sandboxes inside. Returns its
 /// devpts, opened.
 ///
@@ -112,37 +156,36 @@ pub(super) fn mount_all(
         let attach = || move_mount(mount.as_fd(), files::mount_point(path)?.as_fd());
         attach().map_err(|error| (format!("mount {path}"), error))
     };
-    let make = |path: &str, name: &CStr, options: &[(&CStr, &CStr)], flags: &[&CStr], attributes: u64| {
-        let mount = new_mount(name, options, flags, attributes).map_err(|error| (format!("mount {path}"), error))?;
-        attach(&mount, path).map(|()| mount)
-    };
     attach(proc, "/proc")?;
     attach(dev, "/dev")?;
-    // 5 is the group tty of every distribution. The maximum is on terminals, each of which costs kernel memory.
-    let pts_options = [(c"ptmxmode", c"0666"), (c"mode", c"620"), (c"gid", c"5"), (c"max", c"64")];
-    let pts = make("/dev/pts", c"devpts", &pts_options, &[c"newinstance"], attr::NOSUID | attr::NOEXEC)?;
+    attach(sys, "/sys")?;
+    // Before `/dev/shm`, which covers it.
     if let Some(proc) = unmasked_proc {
         nested::mount_unmasked(proc).map_err(|error| ("mount /proc for sandboxes".to_owned(), error))?;
     }
-    let size = CString::new(spec.shm_bytes.to_string()).unwrap_or_default();
-    make("/dev/shm", c"tmpfs", &[(c"size", &size), (c"mode", c"1777")], &[], INERT)?;
-    make("/dev/mqueue", c"mqueue", &[], &[], INERT)?;
-    attach(sys, "/sys")?;
-    if spec.cgroup == CgroupJoin::V2 {
-        let cgroup = make("/sys/fs/cgroup", c"cgroup2", &[], &[], INERT)?;
-        mount_setattr(cgroup.as_fd(), attr::RDONLY)
-            .map_err(|error| ("make /sys/fs/cgroup read-only".to_owned(), error))?;
+    let mut devpts = None;
+    for OwnFileSystem { path, kind, options, flags, attributes } in own_file_systems(spec) {
+        let options: Vec<(&CStr, &CStr)> = options.iter().map(|(name, value)| (*name, value.as_c_str())).collect();
+        let mount = new_mount(kind, &options, flags, attributes).map_err(|error| (format!("mount {path}"), error))?;
+        attach(&mount, path)?;
+        if kind == c"devpts" {
+            devpts = Some(mount);
+        }
     }
-    Ok(pts)
+    devpts.ok_or_else(|| ("mount /dev/pts".to_owned(), io::ErrorKind::NotFound.into()))
+}
+
+/// The paths that are hidden, as far as this kernel has them.
+pub fn masked_paths() -> io::Result<Vec<String>> {
+    Ok(MASKED.into_iter().map(str::to_owned).chain(thermal_throttles()?).collect())
 }
 
 /// Hides and write-protects what `/proc` and `/sys` tell about or do to the host.
 pub(super) fn mask(dev: &OwnedFd) -> io::Result<()> {
     // One empty read-only tmpfs serves all directories: attached once, and cloned from there.
     let mut empty: Option<OwnedFd> = None;
-    let throttles = thermal_throttles()?;
-    for path in MASKED.into_iter().chain(throttles.iter().map(String::as_str)) {
-        let Some((target, is_directory)) = existing(path)? else { continue };
+    for path in masked_paths()? {
+        let Some((target, is_directory)) = existing(&path)? else { continue };
         if !is_directory {
             // Our own node by descriptor, never a path of the image (CVE-2025-31133).
             move_mount(open_tree_clone(dev.as_fd(), c"null")?.as_fd(), target.as_fd())?;

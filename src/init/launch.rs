@@ -47,7 +47,8 @@ use crate::{
     },
 };
 
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// That of processes whose environment says nothing else.
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// How long a child may take from fork to exec. It is ours all that time, so only a stopped one needs longer.
 const EXEC_LIMIT: Duration = Duration::from_secs(10);

@@ -17,7 +17,7 @@
 mod account;
 mod errands;
 mod files;
-mod filesystems;
+pub mod filesystems;
 mod forwards;
 mod home;
 mod identity;
@@ -49,6 +49,8 @@ use crate::{
 
 /// How long a process that lost its client may take to end after SIGHUP.
 const HANGUP_GRACE: Duration = Duration::from_secs(5);
+
+pub use self::{launch::DEFAULT_PATH, privileges::possible, serve::OOM_SCORE};
 
 /// What the spawner leaves to its child. The descriptors are numbers that the child keeps; it closes all others.
 pub struct Newborn<'a> {

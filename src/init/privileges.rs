@@ -23,19 +23,24 @@ const OF_INIT: [Capability; 6] = [
     Capability::CAP_SETUID,
 ];
 
-/// Sets the limits, clamped to the daemon's own, which an unprivileged root cannot raise; the daemon has said so.
+/// The limits as far as they are not beyond our own, which an unprivileged root cannot raise; the daemon has said so.
+pub fn possible(limits: &Rlimits) -> io::Result<Rlimits> {
+    let within = |resource, limit: u64| getrlimit(resource).map(|(_, ceiling)| limit.min(ceiling));
+    let nofile_hard = within(Resource::RLIMIT_NOFILE, limits.nofile_hard)?;
+    Ok(Rlimits {
+        nofile_soft: limits.nofile_soft.min(nofile_hard),
+        nofile_hard,
+        core: within(Resource::RLIMIT_CORE, limits.core)?,
+        memlock: within(Resource::RLIMIT_MEMLOCK, limits.memlock)?,
+    })
+}
+
+/// Sets the limits, as far as that is possible.
 pub(super) fn limit(limits: &Rlimits) -> io::Result<()> {
-    let wanted = [
-        (Resource::RLIMIT_NOFILE, limits.nofile_soft, limits.nofile_hard),
-        (Resource::RLIMIT_CORE, limits.core, limits.core),
-        (Resource::RLIMIT_MEMLOCK, limits.memlock, limits.memlock),
-    ];
-    for (resource, soft, hard) in wanted {
-        let (_, ceiling) = getrlimit(resource)?;
-        let hard = hard.min(ceiling);
-        setrlimit(resource, soft.min(hard), hard)?;
-    }
-    Ok(())
+    let Rlimits { nofile_soft, nofile_hard, core, memlock } = possible(limits)?;
+    setrlimit(Resource::RLIMIT_NOFILE, nofile_soft, nofile_hard)?;
+    setrlimit(Resource::RLIMIT_CORE, core, core)?;
+    Ok(setrlimit(Resource::RLIMIT_MEMLOCK, memlock, memlock)?)
 }
 
 /// The capabilities of `names` (`CHOWN`, ...).

@@ -47,7 +47,7 @@ const MAX_PROCESSES: usize = 64;
 const MAX_WAITING: usize = 256;
 
 /// Processes are this much likelier to be killed for memory than init, whose death ends the session.
-const OOM_SCORE: &[u8] = b"200";
+pub const OOM_SCORE: i32 = 200;
 
 /// A pause when accepting fails, e.g. for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
@@ -283,7 +283,7 @@ impl Init {
     fn launch(&mut self, exec: &Exec) -> Result<Launched, Refusal> {
         // Inherited by fork; our own goes back at once, which the kernel allows as it never was lower. Both can only
         // fail for want of memory, and then the process is no worse off than init.
-        if let Err(_unchanged) = self.oom_score.write_all(OOM_SCORE) {}
+        if let Err(_unchanged) = self.oom_score.write_all(OOM_SCORE.to_string().as_bytes()) {}
         let launched = self.surroundings.launch(exec);
         if let Err(_unchanged) = self.oom_score.write_all(b"0") {}
         let launched = launched?;

@@ -19,11 +19,13 @@ mod container;
 pub mod disk;
 mod listing;
 mod mounts;
+pub mod oci;
 mod role;
 pub mod rootfs;
 mod seccomp;
 mod spawner;
 
+pub use crate::init::possible;
 pub use container::Container;
 pub use listing::{Listing, kill_session, listing};
 pub use role::spawner_main;

@@ -8,11 +8,12 @@ use std::{
 };
 
 use super::{
+    description::Description,
     steps::{Context, CreateError, RLIMITS},
     volumes::Prepared,
 };
 use crate::{
-    cgroup::Cgroup,
+    cgroup::{self, Cgroup},
     errors::chain,
     image::Image,
     names::ContainerId,
@@ -38,6 +39,8 @@ pub(super) struct Blueprint<'a> {
     pub egress: Option<Egress>,
     pub image: &'a Image,
     pub cgroup: &'a Cgroup,
+    /// Those of `cgroup`.
+    pub limits: &'a cgroup::Limits,
     pub hostname: String,
     pub hosts: String,
     pub account: Account,
@@ -68,6 +71,7 @@ impl Context {
             egress,
             image,
             cgroup,
+            limits,
             hostname,
             hosts,
             account,
@@ -101,13 +105,15 @@ impl Context {
             resolv_conf: network::resolv_conf(self.network.gateway()),
             hosts,
             security,
-            rlimits: RLIMITS,
+            rlimits: runtime::possible(&RLIMITS).map_err(CreateError::Rlimits)?,
             shm_bytes: 64 << 20,
         };
+        let description = Description { spec, limits: limits.clone(), volumes: volumes.sources };
+        description.write(&self.run_dir).map_err(|e| CreateError::Directory(run, e))?;
         let more_fds: Vec<_> = join_fds.iter().chain(&volumes.mounts).map(OwnedFd::as_fd).collect();
         let container = self
             .spawner
-            .create(&spec, segment.netns.as_fd(), listener.as_fd(), &more_fds)
+            .create(&description.spec, segment.netns.as_fd(), listener.as_fd(), &more_fds)
             .map_err(CreateError::Container)?;
         let starttime = container.starttime().map_err(CreateError::Died)?;
         self.state.set_container(&id, container.pid(), starttime, protocol::VERSION).map_err(CreateError::Record)?;

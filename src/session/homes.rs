@@ -42,7 +42,7 @@ pub(super) fn prepare(home: &Path) -> Result<Prepared, HomeError> {
     let mount = open_tree_clone(directory.as_fd(), c"").map_err(|error| HomeError::Unusable(home.to_owned(), error))?;
     let volume =
         protocol::Volume { path: "the home directory".to_owned(), read_only: false, kind: protocol::VolumeKind::Home };
-    Ok(Prepared { mounts: vec![mount], volumes: vec![volume] })
+    Ok(Prepared { mounts: vec![mount], volumes: vec![volume], sources: vec![home.to_owned()] })
 }
 
 fn open_home(home: &Path) -> Result<OwnedFd, HomeError> {

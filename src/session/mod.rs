@@ -9,6 +9,7 @@ mod agents;
 mod build;
 mod client;
 mod containers;
+mod description;
 mod down;
 mod driver;
 pub mod environment;
@@ -28,6 +29,7 @@ pub use self::{
     build::BuildFailure,
     client::{Client, Origin, ToClient},
     containers::socket_of,
+    description::{Description, DescriptionError},
     driver::View,
     environment::Environment,
     leaks::{Leak, leaks},

@@ -159,6 +159,8 @@ pub enum CreateError {
     Network(#[source] network::NetworkError),
     #[error("cannot start the container")]
     Container(#[source] RuntimeError),
+    #[error("cannot read our own resource limits")]
+    Rlimits(#[source] std::io::Error),
     #[error("the container has died at once")]
     Died(#[source] std::io::Error),
 }
@@ -386,6 +388,7 @@ impl Context {
             egress: environment.egress.as_ref().map(egress),
             image: &images.session,
             cgroup,
+            limits: &environment.limits,
             hostname,
             hosts: hosts.clone(),
             account: environment.account.clone(),
@@ -402,8 +405,10 @@ impl Context {
             let mut env = vec![("HOSTNAME".to_owned(), name.clone())];
             env.extend(image_env(image));
             let own: Vec<_> = service.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+            let limits = service_limits(service).within(&environment.limits);
             let container = self.make_container(Blueprint {
-                cgroup: &part(&id, &service_limits(service).within(&environment.limits))?,
+                cgroup: &part(&id, &limits)?,
+                limits: &limits,
                 id,
                 id_base,
                 address,

@@ -78,11 +78,13 @@ fn is_kept(volume: &Volume, mode: config::Mode) -> bool {
 pub(super) struct Prepared {
     pub mounts: Vec<OwnedFd>,
     pub volumes: Vec<protocol::Volume>,
+    /// Where each comes from.
+    pub sources: Vec<PathBuf>,
 }
 
 impl Prepared {
     pub(super) fn none() -> Self {
-        Self { mounts: Vec::new(), volumes: Vec::new() }
+        Self { mounts: Vec::new(), volumes: Vec::new(), sources: Vec::new() }
     }
 }
 
@@ -100,20 +102,21 @@ impl Context {
         if service.volumes.len() > MAX_VOLUMES {
             return Err(VolumeError::TooMany(service.volumes.len()));
         }
-        let (mut mounts, mut volumes) = (Vec::new(), Vec::new());
+        let mut prepared = Prepared::none();
         for volume in &service.volumes {
-            let directory = match &volume.source {
-                VolumeSource::Host(path) => open_allowed(path, allowed)?,
+            let (directory, source) = match &volume.source {
+                VolumeSource::Host(path) => (open_allowed(path, allowed)?, PathBuf::from(path)),
                 VolumeSource::Name(name) => {
                     let kept = is_kept(volume, mode);
                     let parent =
                         if kept { self.volumes_of(key) } else { self.state_dir.join(session.as_str()).join("volumes") };
-                    self.named(&parent, name, image, &volume.path, kept)?
+                    (self.named(&parent, name, image, &volume.path, kept)?, parent.join(name))
                 }
             };
             let mount = open_tree_clone(directory.as_fd(), c"");
-            mounts.push(mount.map_err(|error| VolumeError::Named(volume.path.clone(), error))?);
-            volumes.push(protocol::Volume {
+            prepared.mounts.push(mount.map_err(|error| VolumeError::Named(volume.path.clone(), error))?);
+            prepared.sources.push(source);
+            prepared.volumes.push(protocol::Volume {
                 path: volume.path.clone(),
                 read_only: volume.read_only,
                 kind: match &volume.source {
@@ -122,7 +125,7 @@ impl Context {
                 },
             });
         }
-        Ok(Prepared { mounts, volumes })
+        Ok(prepared)
     }
 
     /// Opens the directory of a volume with a name, making it from what `image` has at `path` if it is not there. One that is

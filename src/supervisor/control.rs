@@ -4,7 +4,7 @@ use std::{io, sync::Arc, time::SystemTime};
 
 use tokio::sync::mpsc;
 
-use super::Supervisor;
+use super::{Supervisor, inspect};
 use crate::{
     api::{self, types},
     audit::Listener,
@@ -13,7 +13,7 @@ use crate::{
     metrics::Now,
     names::ContainerId,
     session::{CreateError, Plan, SessionKey, View, log, state::Reason},
-    state::{ServiceRecord, SessionRecord},
+    state::{Phase, ServiceRecord, SessionRecord},
 };
 
 /// Lines of a log that wait for a client to read them.
@@ -67,6 +67,21 @@ impl api::Backend for Control {
         }))
     }
 
+    async fn inspect(&self, key: SessionKey) -> Option<Result<types::Inspection, String>> {
+        let view = self.view(&key).await?;
+        let session = shown(view.clone(), SystemTime::now());
+        let supervisor = self.0.clone();
+        let inspected = tokio::task::spawn_blocking(move || inspect::inspect(&supervisor, &view, session)).await;
+        Some(inspected.unwrap_or_else(|error| Err(error.to_string())))
+    }
+
+    async fn oci(&self, key: SessionKey, service: Option<String>) -> Option<Result<serde_json::Value, String>> {
+        let view = self.view(&key).await?;
+        let supervisor = self.0.clone();
+        let config = tokio::task::spawn_blocking(move || inspect::oci(&supervisor, &view, service.as_deref())).await;
+        Some(config.unwrap_or_else(|error| Err(error.to_string())))
+    }
+
     async fn stop(&self, key: SessionKey) -> bool {
         self.0.sessions.stop(&key, Reason::Stop)
     }
@@ -101,6 +116,12 @@ impl api::Backend for Control {
 }
 
 impl Control {
+    /// The session of `key` that takes connections.
+    async fn view(&self, key: &SessionKey) -> Option<View> {
+        let views = self.0.sessions.views().await;
+        views.into_iter().find(|view| view.key == *key && view.phase != Phase::Stopping)
+    }
+
     async fn built(
         &self,
         request: &types::BuildRequest,

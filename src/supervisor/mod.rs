@@ -16,6 +16,7 @@ mod admission;
 mod ceilings;
 mod client;
 mod control;
+mod inspect;
 mod listeners;
 mod login;
 mod penalties;

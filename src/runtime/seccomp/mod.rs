@@ -4,6 +4,7 @@
 
 mod calls;
 mod names;
+pub(super) mod oci;
 mod program;
 
 use std::collections::BTreeMap;
