@@ -22,6 +22,8 @@ pub mod client;
 pub mod config;
 pub mod connection;
 pub mod errors;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod git;
 pub(crate) mod http;
 pub mod image;

@@ -91,7 +91,7 @@ pub(super) fn trusted_cas(path: &Path, warnings: &mut Vec<Warning>) -> Vec<KeyDa
 }
 
 /// Checks all that the certificate says of itself, and tells what it permits.
-fn check(certificate: &Certificate, peer: IpAddr, now: SystemTime) -> Result<KeyOptions, CertificateError> {
+pub(super) fn check(certificate: &Certificate, peer: IpAddr, now: SystemTime) -> Result<KeyOptions, CertificateError> {
     if certificate.cert_type() != CertType::User {
         return Err(CertificateError::Host);
     }

@@ -13,6 +13,8 @@ mod address;
 pub mod authorized_keys;
 mod certificate;
 mod credential;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod key_line;
 mod krl;
 mod revoked;

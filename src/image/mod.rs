@@ -28,6 +28,8 @@ mod commit;
 mod copy;
 mod digest;
 mod export;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod holes;
 mod import;
 mod kept;

@@ -13,6 +13,8 @@
 
 mod attributes;
 mod files;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod handles;
 mod listing;
 mod names;
