@@ -15,6 +15,7 @@
 //!
 //! [`ContainerSpec`]: crate::protocol::ContainerSpec
 
+pub mod changes;
 mod container;
 pub mod disk;
 mod listing;
