@@ -10,7 +10,7 @@ use std::{
     process::Stdio,
 };
 
-use common::{Host, Run, Stream};
+use common::{Host, Run, Stream, eventually};
 use serde_json::Value;
 
 fn read(path: &str) -> String {
@@ -108,15 +108,22 @@ fn curl(host: &Host, arguments: &[&str], path: &str) -> Run {
 
 #[test]
 fn what_a_server_answers_has_the_shape_that_is_described() {
-    let host = Host::new().user("ada").user("bob").config("session:\n  mode: grace-period").start();
-    host.ssh("bob", "true").run().ok();
+    let host = Host::new().user("ada").user("bob").user("eve").config("session:\n  mode: grace-period").start();
+    for user in ["bob", "eve"] {
+        host.ssh(user, "true").run().ok();
+    }
+    host.podspawn(["stop", "eve"]).run().ok();
+    let records = || host.json(["records"]);
+    eventually("eve's session is gone", || records() != serde_json::json!([]));
+    let gone = records()[0]["id"].as_str().unwrap().to_owned();
     let ada = Stream::start(&host, "ada+web");
     let description = description();
     for route in described(&description) {
         let Some(path) = route.strip_prefix("get ") else { continue };
         let answer = &description["paths"][path]["get"]["responses"]["200"]["content"];
         let Some(schema) = answer.get("application/json").map(|content| &content["schema"]) else { continue };
-        let body = curl(&host, &["-f"], &path.replace("{key}", "ada@web")).run().ok().text();
+        let one = path.replace("{key}", "ada@web").replace("{id}", &gone);
+        let body = curl(&host, &["-f"], &one).run().ok().text();
         let value: Value = serde_json::from_str(&body).unwrap();
         assert!(value != serde_json::json!([]), "{path} has something to show");
         check(&description, schema, &value);

@@ -16,8 +16,10 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::net::UnixStream;
 
-use super::types::{BuildEvent, BuildRequest, Down, LogLine, Problem, Session, Stats, Status};
-use crate::{session::SessionKey, sys::seqpacket};
+use super::types::{
+    BuildEvent, BuildRequest, Changes, Down, LogLine, Problem, Record, RecordSummary, Session, Stats, Status,
+};
+use crate::{names::SessionId, session::SessionKey, sys::seqpacket};
 
 /// How long the server may take to answer. It answers from memory.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -75,6 +77,21 @@ impl Client {
 
     pub fn status(&self) -> Result<Status, ClientError> {
         self.json(Method::GET, "/v1/status")
+    }
+
+    /// Which files of a session are not as in its image.
+    pub fn changes(&self, key: &SessionKey) -> Result<Changes, ClientError> {
+        self.json(Method::GET, &format!("/v1/sessions/{key}/diff"))
+    }
+
+    /// Sessions that are gone, the latest first.
+    pub fn records(&self) -> Result<Vec<RecordSummary>, ClientError> {
+        self.json(Method::GET, "/v1/records")
+    }
+
+    /// What is kept of one of them.
+    pub fn record(&self, id: &SessionId) -> Result<Record, ClientError> {
+        self.json(Method::GET, &format!("/v1/records/{id}"))
     }
 
     /// Ends a session.

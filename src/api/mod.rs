@@ -14,6 +14,9 @@
 //! | `GET /v1/sessions/{user}[@project]` | [`types::Inspection`] |
 //! | `GET /v1/sessions/{user}[@project]/oci?service=NAME` | its container, or a service's, as a configuration of the OCI runtime specification |
 //! | `GET /v1/sessions/{user}[@project]/logs?source=NAME&follow=true` | lines, each a [`types::LogLine`], for as long as the session lives if `follow` |
+//! | `GET /v1/sessions/{user}[@project]/diff` | [`types::Changes`] |
+//! | `GET /v1/records` | list of [`types::RecordSummary`]: sessions that are gone |
+//! | `GET /v1/records/{id}` | [`types::Record`] |
 //! | `POST /v1/sessions/{user}[@project]/stop` | 204, or 404 if there is no such session |
 //! | `POST /v1/sessions/{user}[@project]/down?clean=true` | [`types::Down`], when the session is gone, and its volumes too if `clean` |
 //! | `POST /v1/stop-all` | 204 |
@@ -29,7 +32,7 @@ use std::future::Future;
 
 use tokio::sync::mpsc;
 
-use crate::{audit::Listener, session::SessionKey};
+use crate::{audit::Listener, names::SessionId, session::SessionKey};
 
 /// What the server asks of the process that it runs in.
 pub trait Backend: Clone + Send + Sync + 'static {
@@ -57,6 +60,12 @@ pub trait Backend: Clone + Send + Sync + 'static {
         key: SessionKey,
         service: Option<String>,
     ) -> impl Future<Output = Option<Result<serde_json::Value, String>>> + Send;
+    /// Which files of a session are not as in its image, or why that is not known; `None` if there is no session.
+    fn changes(&self, key: SessionKey) -> impl Future<Output = Option<Result<types::Changes, String>>> + Send;
+    /// Sessions that are gone, the latest first.
+    fn records(&self) -> impl Future<Output = std::io::Result<Vec<types::RecordSummary>>> + Send;
+    /// What is kept of one of them, if it is.
+    fn record(&self, id: SessionId) -> impl Future<Output = std::io::Result<Option<types::Record>>> + Send;
     /// Ends a session; false if there is none.
     fn stop(&self, key: SessionKey) -> impl Future<Output = bool> + Send;
     /// Ends a session and waits until it is gone; with `clean` its volumes go too. An error is one line for people.

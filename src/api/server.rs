@@ -28,7 +28,7 @@ use super::{
     Backend, events, metrics,
     types::{BuildRequest, Problem, Status},
 };
-use crate::{session::SessionKey, sys::seqpacket};
+use crate::{names::SessionId, session::SessionKey, sys::seqpacket};
 
 /// Requests of how many clients are served at once. Further ones wait to be accepted.
 const CLIENTS: usize = 64;
@@ -106,6 +106,9 @@ fn router<B: Backend>(backend: B) -> Router {
         .route("/v1/sessions/{key}", get(inspect::<B>))
         .route("/v1/sessions/{key}/oci", get(oci::<B>))
         .route("/v1/sessions/{key}/logs", get(logs::<B>))
+        .route("/v1/sessions/{key}/diff", get(diff::<B>))
+        .route("/v1/records", get(records::<B>))
+        .route("/v1/records/{id}", get(record::<B>))
         .route("/v1/sessions/{key}/stop", post(stop::<B>))
         .route("/v1/sessions/{key}/down", post(down::<B>))
         .route(
@@ -201,6 +204,37 @@ async fn logs<B: Backend>(
         Some(Ok(said)) => ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::new(Lines(said))).into_response(),
         Some(Err(error)) => problem(StatusCode::INTERNAL_SERVER_ERROR, &format!("cannot read the log: {error}")),
         None => problem(StatusCode::NOT_FOUND, &format!("there is no session of {key}")),
+    }
+}
+
+async fn diff<B: Backend>(State(backend): State<B>, PathPart(key): PathPart<String>) -> Response {
+    let key = match key.parse::<SessionKey>() {
+        Ok(key) => key,
+        Err(error) => return problem(StatusCode::BAD_REQUEST, &error.to_string()),
+    };
+    match backend.changes(key.clone()).await {
+        Some(Ok(changes)) => Json(changes).into_response(),
+        Some(Err(error)) => problem(StatusCode::INTERNAL_SERVER_ERROR, &error),
+        None => problem(StatusCode::NOT_FOUND, &format!("there is no session of {key}")),
+    }
+}
+
+async fn records<B: Backend>(State(backend): State<B>) -> Response {
+    match backend.records().await {
+        Ok(records) => Json(records).into_response(),
+        Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, &format!("cannot read the records: {error}")),
+    }
+}
+
+async fn record<B: Backend>(State(backend): State<B>, PathPart(id): PathPart<String>) -> Response {
+    let id = match id.parse::<SessionId>() {
+        Ok(id) => id,
+        Err(error) => return problem(StatusCode::BAD_REQUEST, &error.to_string()),
+    };
+    match backend.record(id.clone()).await {
+        Ok(Some(record)) => Json(record).into_response(),
+        Ok(None) => problem(StatusCode::NOT_FOUND, &format!("there is no record of a session {id}")),
+        Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, &format!("cannot read the record of {id}: {error}")),
     }
 }
 

@@ -35,7 +35,10 @@ use self::{
     layout::{Layout, read, write},
     limits::Version,
 };
-pub use self::{limits::Limits, usage::Usage};
+pub use self::{
+    limits::Limits,
+    usage::{Peaks, Usage},
+};
 use crate::{
     names::{ContainerId, InstanceTag, SessionId},
     protocol::CgroupJoin,

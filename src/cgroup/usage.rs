@@ -19,6 +19,15 @@ pub struct Usage {
     pub oom_kills: Option<u64>,
 }
 
+/// The most that the processes of a session have used at one time. `None` is what this kernel does not remember.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Peaks {
+    /// Bytes, with all of the page cache.
+    pub memory: Option<u64>,
+    /// Processes and threads; from Linux 6.11 on.
+    pub pids: Option<u64>,
+}
+
 /// v1 says "no limit" with the largest number of pages that fits.
 const V1_UNLIMITED: u64 = 1 << 62;
 
@@ -32,6 +41,18 @@ impl Cgroup {
             Version::V2 => self.usage_v2(),
             Version::V1 => self.usage_v1(),
         }
+    }
+
+    /// Reads what the kernel remembers of the largest numbers. All `None` if the cgroup is gone.
+    ///
+    /// # Errors
+    /// As of [`Cgroup::usage`].
+    pub fn peaks(&self) -> Result<Peaks, CgroupError> {
+        let memory = match self.version {
+            Version::V2 => "memory.peak",
+            Version::V1 => "memory.max_usage_in_bytes",
+        };
+        Ok(Peaks { memory: self.number("memory", memory)?, pids: self.number("pids", "pids.peak")? })
     }
 
     fn usage_v2(&self) -> Result<Usage, CgroupError> {
@@ -110,6 +131,9 @@ mod tests {
             ("memory.limit_in_bytes", "9223372036854771712\n"),
             ("memory.events", "low 0\noom 4\noom_kill 3\noom_group_kill 0\n"),
             ("memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n"),
+            ("memory.peak", "2000\n"),
+            ("memory.max_usage_in_bytes", "2000\n"),
+            ("pids.peak", "9\n"),
             ("pids.current", "7\n"),
             ("pids.max", "512\n"),
         ];
@@ -128,10 +152,15 @@ mod tests {
         };
         assert_eq!(cgroup(Version::V2).usage().unwrap(), expected);
         assert_eq!(cgroup(Version::V1).usage().unwrap(), Usage { memory: Some(600), ..expected });
+        let peaks = Peaks { memory: Some(2000), pids: Some(9) };
+        assert_eq!(
+            (cgroup(Version::V2).peaks().unwrap(), cgroup(Version::V1).peaks().unwrap()),
+            (peaks.clone(), peaks)
+        );
         fs::write(path.join("memory.max"), "4096\n").unwrap();
         assert_eq!(cgroup(Version::V2).usage().unwrap().memory_max, Some(4096));
 
         let gone = Cgroup { version: Version::V2, paths: vec![(path.join("gone"), Clone::clone(&controllers))] };
-        assert_eq!(gone.usage().unwrap(), Usage::default());
+        assert_eq!((gone.usage().unwrap(), gone.peaks().unwrap()), (Usage::default(), Peaks::default()));
     }
 }

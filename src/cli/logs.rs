@@ -1,17 +1,17 @@
-//! `logs`: what the hooks and services of a session have said.
+//! `logs`: what the hooks and services of a session have said, or had said until it was gone.
 
 use std::io::{self, Write};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::Args;
 
-use super::Session;
-use crate::{api::types::LogLine, errors::printable, session::SessionKey};
+use super::{Session, records::Named};
+use crate::{api::types::LogLine, errors::printable};
 
 #[derive(Debug, Args)]
 pub struct Logs {
-    /// Whose session
-    #[arg(value_name = "USER[@PROJECT]")]
+    /// Whose session, or the id of one, which may be gone
+    #[arg(value_name = "USER[@PROJECT]|ID")]
     session: String,
     /// Only what this one says: dotfiles, repos, on_create, on_start, or a service
     source: Option<String>,
@@ -25,14 +25,25 @@ pub struct Logs {
 
 impl Logs {
     pub fn run(&self, session: &Session<'_>) -> anyhow::Result<()> {
-        let key: SessionKey = self.session.parse()?;
+        let client = session.client();
+        let key = match Named::find(&client, &self.session)? {
+            Named::Live(key) => key,
+            Named::Gone(record) => {
+                if self.follow {
+                    bail!("session {} is gone; there is nothing to follow", record.id);
+                }
+                let wanted = |line: &&LogLine| self.source.as_ref().is_none_or(|source| *source == line.source);
+                record.output.iter().filter(wanted).try_for_each(|line| self.show(line))?;
+                return Ok(());
+            }
+        };
         let mut written = Ok(());
         let heard = |line: LogLine| {
             if written.is_ok() {
                 written = self.show(&line);
             }
         };
-        let read = session.client().logs(&key, self.source.as_deref(), self.follow, heard);
+        let read = client.logs(&key, self.source.as_deref(), self.follow, heard);
         read.with_context(|| format!("cannot read the log of {key}"))?;
         Ok(written?)
     }

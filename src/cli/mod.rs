@@ -15,6 +15,7 @@ mod prebuild;
 mod projects;
 mod pull;
 mod push;
+mod records;
 mod servers;
 mod sessions;
 mod setup;
@@ -87,6 +88,8 @@ Sessions:
   stop            End a session
   down            End a session and wait until it is gone, with its services' volumes if wanted
   logs            Show what a session's hooks and services have said
+  diff            Show which files a session has changed
+  records         Show what is known of sessions that are gone
 
 Client:
   setup           Let ssh find projects by host names that end in .pod
@@ -179,6 +182,10 @@ pub enum Command {
     Down(sessions::Down),
     /// Show what a session's hooks and services have said
     Logs(logs::Logs),
+    /// Show which files a session has changed
+    Diff(records::Diff),
+    /// Show what is known of sessions that are gone
+    Records(records::Records),
     /// Let ssh find projects by host names that end in .pod
     Setup(setup::Setup),
     /// Relay ssh to the server of a project's host name
@@ -284,6 +291,8 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Stats(stats) => stats.run(&session()?),
         Command::Logs(logs) => logs.run(&session()?),
         Command::Inspect(inspect) => inspect.run(&session()?),
+        Command::Diff(diff) => diff.run(&session()?),
+        Command::Records(records) => records.run(&session()?),
         Command::Exec(exec) => exec.run(&session()?),
         Command::Stop(stop) => stop.run(&session()?),
         Command::Down(down) => down.run(&session()?),

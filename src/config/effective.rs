@@ -250,6 +250,7 @@ fn session(fields: &Fields<'_>, raw: raw::Session) -> Result<Session, ConfigErro
         mode,
         grace_period: fields.duration("session.grace_period", raw.grace_period.as_deref(), "60s")?,
         max_lifetime: fields.duration("session.max_lifetime", raw.max_lifetime.as_deref(), "8h")?,
+        keep_records: fields.duration("session.keep_records", raw.keep_records.as_deref(), "7d")?,
         client_alive_interval: fields.duration(
             "session.client_alive_interval",
             raw.client_alive_interval.as_deref(),

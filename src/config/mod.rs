@@ -140,6 +140,8 @@ pub struct Session {
     pub mode: Mode,
     pub grace_period: Duration,
     pub max_lifetime: Duration,
+    /// How long a record of a session stays when it is gone; zero = not at all.
+    pub keep_records: Duration,
     /// How long a client may be silent before it is asked for a sign of life, and how often it may fail to answer
     /// (sshd_config(5), ClientAliveInterval and ClientAliveCountMax).
     pub client_alive_interval: Duration,

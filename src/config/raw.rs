@@ -99,9 +99,10 @@ section! {
         mode: String,
         grace_period: String,
         max_lifetime: String,
+        keep_records: String,
         client_alive_interval: String,
         client_alive_count_max: u32,
-    } later { idle_timeout, keep_records, warm, }
+    } later { idle_timeout, warm, }
 }
 
 section! {

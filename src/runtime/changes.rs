@@ -22,7 +22,7 @@ use std::{
 use nix::{
     dir::{Dir, Type},
     errno::Errno,
-    fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, open, openat2},
+    fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat2},
     sys::stat::{FileStat, Mode, fstat, fstatat},
 };
 use serde::{Deserialize, Serialize};

@@ -92,6 +92,8 @@ pub(super) struct Driver {
     container: Option<crate::runtime::Container>,
     init: Option<AsyncFd<OwnedFd>>,
     services: Option<Services>,
+    /// Why it is removed, in a word, when it is.
+    ending: Option<&'static str>,
     /// When its removal was begun.
     end_began: Option<Instant>,
     retry: Duration,
@@ -130,6 +132,7 @@ impl Driver {
             container: None,
             init: None,
             services: None,
+            ending: None,
             end_began: None,
             retry: RETRY_MIN,
             progress: Arc::default(),
@@ -358,6 +361,7 @@ impl Driver {
                     let session = self.record.as_ref().map(|record| &record.id);
                     let (key, reason) = (&self.key, reason.as_str());
                     self.inner.audit(&audit::Event::ContainerDestroy { key, session, reason });
+                    self.ending = Some(reason);
                     self.start_destruction(None);
                 }
             }

@@ -4,7 +4,7 @@
 use std::{
     collections::VecDeque,
     fs::{File, OpenOptions},
-    io::{self, Read, Write},
+    io::{self, Read, Seek, SeekFrom, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -122,6 +122,36 @@ impl Log {
     }
 }
 
+/// The last entries that are kept in a session's or a service's `directory`: as many as fit into `limit` bytes of the files.
+/// What cannot be read is logged, and missing.
+pub(super) fn tail(directory: &Path, limit: u64) -> Vec<Entry> {
+    let (mut contents, mut left) = (Vec::new(), limit);
+    for name in [FILE, OLDER] {
+        match last_bytes(&directory.join(name), left) {
+            Ok(Some(part)) => {
+                left -= part.len() as u64;
+                contents.splice(0..0, part);
+            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!("{}: {error}", directory.join(name).display()),
+        }
+    }
+    // The first line may have lost its beginning, and a dying supervisor has not finished the last.
+    contents.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
+}
+
+fn last_bytes(path: &Path, limit: u64) -> io::Result<Option<Vec<u8>>> {
+    let mut file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    };
+    let size = file.metadata()?.len();
+    file.seek(SeekFrom::Start(size.saturating_sub(limit)))?;
+    let mut bytes = Vec::new();
+    file.take(limit).read_to_end(&mut bytes)?;
+    Ok(Some(bytes))
+}
+
 /// Sends what is kept in `logs`, in the order in which it was said, and with `follow` what is said from now on, until the
 /// session is gone or nobody listens any more. With a `source` only what that one says.
 ///
@@ -224,6 +254,12 @@ mod tests {
         assert!(sizes <= 2 * MAX_FILE, "{sizes}");
         let kept = texts(&log);
         assert!(kept.len() > 100 && kept.last().unwrap() == "on_start: last", "{}", kept.len());
+
+        let sized = |limit| tail(directory.path(), limit).into_iter().map(|entry| entry.text).collect::<Vec<_>>();
+        assert_eq!(sized(100), ["last"]);
+        let both = sized(3 << 20);
+        assert!(both.len() == kept.len() && both.last().unwrap() == "last", "{}", both.len());
+        assert!(tail(&directory.path().join("none"), 100).is_empty());
     }
 
     #[tokio::test]

@@ -13,6 +13,7 @@ mod description;
 mod down;
 mod driver;
 pub mod environment;
+pub mod evidence;
 pub mod homes;
 pub mod inside;
 mod leaks;

@@ -27,6 +27,7 @@ use super::{
     build::BuildFailure,
     containers::{Blueprint, image_env},
     environment::{Environment, EnvironmentError, Life, SetUp},
+    evidence::{Gathering, Journal, Records},
     homes::{self, HomeError},
     leaks::session_in,
     services::{Plan, PlanError, ServiceError, Services},
@@ -95,6 +96,10 @@ pub struct Context {
     pub volumes_dir: PathBuf,
     /// Held where a record is made, and where it must not be.
     pub recording: Mutex<()>,
+    /// What is known of sessions that are gone.
+    pub records: Records,
+    /// What is known of those that live, for that.
+    pub journal: Journal,
     pub tag: InstanceTag,
     /// The kernel's id of this boot; records of another boot describe objects that are gone.
     pub boot_id: String,
@@ -443,6 +448,25 @@ impl Context {
     /// # Errors
     /// Goes on after a failure and returns all of them; the record then stays, and the call may be repeated.
     pub fn destroy(&self, record: &SessionRecord, container: Option<Container>) -> Result<(), DestroyError> {
+        self.remove(record, container, None)
+    }
+
+    /// As [`Context::destroy`], for a session that users have had, of which something is to be known later.
+    pub fn end(
+        &self,
+        record: &SessionRecord,
+        container: Option<Container>,
+        reason: &'static str,
+    ) -> Result<(), DestroyError> {
+        self.remove(record, container, Gathering::begin(self, record, reason))
+    }
+
+    fn remove(
+        &self,
+        record: &SessionRecord,
+        container: Option<Container>,
+        mut evidence: Option<Gathering<'_>>,
+    ) -> Result<(), DestroyError> {
         let id = &record.id;
         let mut failures = Vec::new();
         let mut attempt = |what: &str, result: Result<(), String>| {
@@ -453,9 +477,16 @@ impl Context {
         attempt("record", self.state.set_phase(id, Phase::Stopping).map_err(chain));
         attempt("container", self.end_containers(record, container));
         let cgroup = self.cgroups.adopt(id);
-        attempt("cgroup", cgroup.kill().and_then(|()| cgroup.destroy()).map_err(chain));
+        let killed = cgroup.kill();
+        if let Some(evidence) = &mut evidence {
+            evidence.count(&cgroup);
+        }
+        attempt("cgroup", killed.and_then(|()| cgroup.destroy()).map_err(chain));
         for lease in leases(record) {
             attempt("network", self.network.destroy(&lease).map_err(chain));
+        }
+        if let Some(evidence) = evidence {
+            evidence.finish();
         }
         for directory in [self.run_parent(id), self.directory(id)] {
             attempt("directory", runtime::rootfs::remove(&directory).map_err(chain));

@@ -115,7 +115,7 @@ pub(super) async fn serve(
 ) {
     let Process { id, mut child, name, control, socket } = process;
     let (to_client, from_session) = mpsc::channel(Client::QUEUE);
-    let trail = Trail::new(supervisor.audit.clone(), supervisor.attached.clone(), id, peer);
+    let trail = Trail::new(&supervisor, id, peer);
     let mut connection = Connection {
         supervisor: supervisor.clone(),
         id,
@@ -160,7 +160,7 @@ pub(super) async fn adopted(
 ) {
     let id = record.id;
     let login = Login { key, fingerprint: record.fingerprint };
-    let mut trail = Trail::new(supervisor.audit.clone(), supervisor.attached.clone(), id, record.peer);
+    let mut trail = Trail::new(&supervisor, id, record.peer);
     trail.adopt(&login, &record.session);
     let mut connection = Connection {
         supervisor: supervisor.clone(),

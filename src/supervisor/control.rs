@@ -11,8 +11,8 @@ use crate::{
     errors::chain,
     image::{Image, Reference},
     metrics::Now,
-    names::ContainerId,
-    session::{CreateError, Plan, SessionKey, View, log, state::Reason},
+    names::{ContainerId, SessionId},
+    session::{Context, CreateError, Plan, SessionKey, View, log, state::Reason},
     state::{Phase, ServiceRecord, SessionRecord},
 };
 
@@ -82,6 +82,20 @@ impl api::Backend for Control {
         Some(config.unwrap_or_else(|error| Err(error.to_string())))
     }
 
+    async fn changes(&self, key: SessionKey) -> Option<Result<types::Changes, String>> {
+        let record = self.view(&key).await?.record?;
+        Some(self.with_context(move |context| context.changes(&record)).await)
+    }
+
+    async fn records(&self) -> io::Result<Vec<types::RecordSummary>> {
+        let records = self.with_context(|context| context.records.list()).await?;
+        Ok(records.into_iter().map(Into::into).collect())
+    }
+
+    async fn record(&self, id: SessionId) -> io::Result<Option<types::Record>> {
+        self.with_context(move |context| context.records.read(&id)).await
+    }
+
     async fn stop(&self, key: SessionKey) -> bool {
         self.0.sessions.stop(&key, Reason::Stop)
     }
@@ -120,6 +134,19 @@ impl Control {
     async fn view(&self, key: &SessionKey) -> Option<View> {
         let views = self.0.sessions.views().await;
         views.into_iter().find(|view| view.key == *key && view.phase != Phase::Stopping)
+    }
+
+    /// Does what blocks on a thread that may.
+    async fn with_context<T: Send + 'static>(&self, work: impl FnOnce(&Context) -> T + Send + 'static) -> T {
+        let supervisor = self.0.clone();
+        match tokio::task::spawn_blocking(move || work(supervisor.sessions.context())).await {
+            Ok(result) => result,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The runtime is ending: nobody waits for the answer.
+                Err(_cancelled) => std::future::pending().await,
+            },
+        }
     }
 
     async fn built(

@@ -109,6 +109,7 @@ impl Supervisor {
             Some(Ok(changed)) => {
                 tracing::info!("the configuration has changed");
                 let changed = Arc::new(changed);
+                self.sessions.context().records.set_keep(changed.session.keep_records);
                 *self.config.write().unwrap_or_else(PoisonError::into_inner) = changed.clone();
                 changed
             }

@@ -50,7 +50,11 @@ use crate::{
     project::Podfiles,
     protocol::HostKey,
     runtime::{RuntimeError, Spawner},
-    session::{self, Context, RLIMITS, Sessions, state::Reason},
+    session::{
+        self, Context, RLIMITS, Sessions,
+        evidence::{Journal, Records},
+        state::Reason,
+    },
     state::{State, StateError},
     sys::memory,
 };
@@ -161,6 +165,7 @@ pub(super) async fn start(
         match never {}
     });
     tasks.spawn(keep_rules(supervisor.clone(), watch));
+    tasks.spawn(prune_records(supervisor.clone()));
     tasks.spawn({
         let supervisor = supervisor.clone();
         async move { supervisor.pool.refill().await }
@@ -258,6 +263,21 @@ async fn end_builds(supervisor: &Supervisor) {
     }
 }
 
+/// Removes records of sessions that are too old, for ever.
+async fn prune_records(supervisor: Arc<Supervisor>) {
+    let mut minutes = tokio::time::interval(Duration::from_secs(60));
+    loop {
+        minutes.tick().await;
+        // The configuration says how long they are kept.
+        supervisor.config();
+        let supervisor = supervisor.clone();
+        let pruned = tokio::task::spawn_blocking(move || supervisor.sessions.context().records.prune()).await;
+        if let Ok(Err(error)) = pruned {
+            tracing::error!("cannot remove old records of sessions: {error}");
+        }
+    }
+}
+
 /// Makes the network's rules anew whenever other software has removed them.
 async fn keep_rules(supervisor: Arc<Supervisor>, watch: network::Watch) {
     loop {
@@ -302,6 +322,8 @@ fn open_leaves(config: &Config) -> Result<Context, StartError> {
         state_dir: paths.state_dir.join("sessions"),
         run_dir: paths.run_dir.join("sessions"),
         volumes_dir: paths.state_dir.join("volumes"),
+        records: Records::new(&paths.state_dir.join("records"), config.session.keep_records),
+        journal: Journal::new(&paths.state_dir.join("sessions")),
         recording: Mutex::default(),
         tag: config.instance.clone(),
         boot_id: boot_id.trim().to_owned(),
@@ -329,7 +351,7 @@ pub(super) fn connections_dir(paths: &Paths) -> PathBuf {
 fn directories(paths: &Paths) -> Vec<PathBuf> {
     let mut all =
         vec![paths.key_dir.clone(), paths.host_key_dir.clone(), paths.state_dir.clone(), paths.run_dir.clone()];
-    all.extend(["sessions", "images", "spool"].map(|name| paths.state_dir.join(name)));
+    all.extend(["sessions", "records", "images", "spool"].map(|name| paths.state_dir.join(name)));
     all.extend(["sessions", "spawner", "empty"].map(|name| paths.run_dir.join(name)));
     all.push(connections_dir(paths));
     all

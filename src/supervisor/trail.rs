@@ -6,15 +6,19 @@ use std::{
     collections::{BTreeMap, HashMap},
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use super::login::Login;
+use super::{Supervisor, login::Login};
 use crate::{
     audit::{Audit, Event, Who},
     names::SessionId,
     protocol::{ExitStatus, ForwardKind},
-    session::{Origin, state::ConnectionId},
+    session::{
+        Origin,
+        evidence::{Command, Journal},
+        state::ConnectionId,
+    },
 };
 
 /// Commands of one connection whose beginning is remembered. Of further ones only the end is recorded.
@@ -63,6 +67,7 @@ struct Running {
 pub(super) struct Trail {
     audit: Arc<Audit>,
     attached: Attached,
+    journal: Journal,
     connection: ConnectionId,
     origin: Arc<Origin>,
     session: Option<SessionId>,
@@ -72,9 +77,17 @@ pub(super) struct Trail {
 }
 
 impl Trail {
-    pub(super) fn new(audit: Arc<Audit>, attached: Attached, connection: ConnectionId, peer: SocketAddr) -> Self {
-        let origin = Arc::new(Origin { peer, fingerprint: String::new() });
-        Self { audit, attached, connection, origin, session: None, running: BTreeMap::new(), farewell: None }
+    pub(super) fn new(supervisor: &Supervisor, connection: ConnectionId, peer: SocketAddr) -> Self {
+        Self {
+            audit: supervisor.audit.clone(),
+            attached: supervisor.attached.clone(),
+            journal: supervisor.sessions.context().journal.clone(),
+            connection,
+            origin: Arc::new(Origin { peer, fingerprint: String::new() }),
+            session: None,
+            running: BTreeMap::new(),
+            farewell: None,
+        }
     }
 
     /// Goes on with what an earlier supervisor has begun.
@@ -129,7 +142,29 @@ impl Trail {
     /// It has ended.
     pub(super) fn ended(&mut self, login: &Login, run: Option<u32>, command: Option<&str>, status: ExitStatus) {
         let time = run.and_then(|run| self.running.remove(&run)).map(|running| running.since.elapsed());
-        self.audit.record(&Event::Command { who: self.who(login), command, status: Some(status), time });
+        self.command(login, command, Some(status), time);
+    }
+
+    /// Records a command for the log, and for what is kept of its session.
+    fn command(&self, login: &Login, command: Option<&str>, status: Option<ExitStatus>, time: Option<Duration>) {
+        self.audit.record(&Event::Command { who: self.who(login), command, status, time });
+        let Some(session) = &self.session else { return };
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let (exit_code, signal) = match status {
+            Some(ExitStatus::Code(code)) => (Some(code), None),
+            Some(ExitStatus::Signal { signal, .. }) => (None, Some(signal)),
+            None => (None, None),
+        };
+        let command = Command {
+            ended_ms: millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()),
+            duration_ms: time.map(millis),
+            command: command.map(str::to_owned),
+            exit_code,
+            signal,
+            remote: self.origin.peer.to_string(),
+            connection: self.connection,
+        };
+        self.journal.append(session, command);
     }
 
     pub(super) fn forwarded(&self, login: &Login, kind: ForwardKind, target: &str) {
@@ -141,8 +176,7 @@ impl Trail {
         let (Some(login), Some(session)) = (login, &self.session) else { return };
         let remaining = self.attached.remove(session);
         for Running { command, since } in std::mem::take(&mut self.running).into_values() {
-            let (command, time) = (command.as_deref(), Some(since.elapsed()));
-            self.audit.record(&Event::Command { who: self.who(login), command, status: None, time });
+            self.command(login, command.as_deref(), None, Some(since.elapsed()));
         }
         let reason = self.farewell.as_deref();
         self.audit.record(&Event::Disconnect { who: self.who(login), remaining, reason });

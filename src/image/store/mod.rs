@@ -148,6 +148,16 @@ impl Store {
         }
     }
 
+    /// The directories below [`Store::layers_root`], uppermost first, of the image whose manifest has this digest, whatever it
+    /// is called now.
+    pub fn layers(&self, image: &str) -> Result<Vec<String>, ImageError> {
+        let path = self.path("images");
+        let damaged = |what: String| ImageError::Damaged { path: path.clone(), what };
+        let digest: Digest = image.parse().map_err(|_| damaged(format!("{image:?} is no digest")))?;
+        let record: Option<ImageRecord> = read_json(&self.image_path(&digest))?;
+        record.map(|record| record.layers).ok_or_else(|| damaged(format!("{digest} is not there")))
+    }
+
     /// Keeps images from being removed, from the moment that one is found until the database says that it is in use.
     pub fn hold(&self) -> Result<StoreLease, ImageError> {
         self.lock(FlockArg::LockShared).map(StoreLease)

@@ -71,6 +71,7 @@ impl Driver {
         let Some(record) = self.record.clone() else { return };
         let (inner, mailbox, container) = (self.inner.clone(), self.mailbox.clone(), self.container.take());
         let services = self.services.take();
+        let reason = self.ending;
         self.init = None;
         let start = *self.end_began.get_or_insert_with(Instant::now);
         tokio::spawn(async move {
@@ -78,7 +79,11 @@ impl Driver {
                 tokio::time::sleep(delay).await;
             }
             services::stop(services).await;
-            let result = blocking(&inner, move |context| context.destroy(&record, container)).await;
+            let result = blocking(&inner, move |context| match reason {
+                Some(reason) => context.end(&record, container, reason),
+                None => context.destroy(&record, container),
+            });
+            let result = result.await;
             if result.is_ok() {
                 inner.metrics().removed_in(start.elapsed());
             }
