@@ -8,7 +8,8 @@
 //!    (`mount_too_revealing`), then pivot_root: from here on no path leads to the host, whatever the image contains
 //! 5. everything inside the new root: /proc, /dev, /sys, how many namespaces there may be, masks, descriptors 0 to 2, names and accounts, extra tmpfs,
 //!    read-only root last, as the steps before write to it
-//! 6. what is given up for good: keyring, limits, then the bounding set, no_new_privs, and the filter while
+//! 6. with `nested`, one more user namespace inside the one that has the limits
+//! 7. what is given up for good: keyring, limits, then the bounding set, no_new_privs, and the filter while
 //!    CAP_SYS_ADMIN is there to load it without no_new_privs, then all capabilities that init has no use for
 
 use std::{
@@ -108,6 +109,10 @@ pub(super) fn set_up(newborn: &Newborn<'_>) -> Result<(Init, Vec<String>), Failu
     }
     if spec.security.readonly_rootfs {
         filesystems::make_root_read_only().at("make the root file system read-only")?;
+    }
+
+    if spec.security.nested {
+        nested::enclose(newborn.proof).at("make a user namespace around the container")?;
     }
 
     if let Err(error) = join_new_session_keyring() {
