@@ -8,7 +8,7 @@ use std::{
     os::fd::OwnedFd,
 };
 
-use common::{Host, Output, eventually, ssh};
+use common::{Host, Output, Run, command::finish, eventually, ssh};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, socket};
 
 /// Where the strangers are.
@@ -47,6 +47,13 @@ fn dropped(host: &Host, setting: &str) -> usize {
     counts.map(|rest| rest.split(' ').next().unwrap().parse::<usize>().unwrap()).sum()
 }
 
+/// The server has never had 64 MiB of memory.
+fn assert_small(host: &Host) {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", host.pid())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")).unwrap();
+    assert!(peak.trim().parse::<u64>().unwrap() < 64 << 10, "the server took {peak} KiB");
+}
+
 #[test]
 fn silent_connections_of_one_address_make_room_for_users_of_others() {
     let host = Host::new().user("ada").config("auth:\n  max_startups: \"10:30:20\"").start();
@@ -57,9 +64,7 @@ fn silent_connections_of_one_address_make_room_for_users_of_others() {
     }
     let refused = silent.iter_mut().rev().map(greeting).filter(|said| said == REFUSAL).count();
     assert!(refused >= 270, "{refused}");
-    let status = std::fs::read_to_string(format!("/proc/{}/status", host.pid())).unwrap();
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")).unwrap();
-    assert!(peak.trim().parse::<u64>().unwrap() < 64 << 10, "the server took {peak} KiB");
+    assert_small(&host);
     host.assert_no_session_left();
 }
 
@@ -74,6 +79,7 @@ fn garbage_of_one_address_is_soon_not_read_any_more() {
         dropped(&host, "auth.per_source_penalties") > 0
     });
     login(&host, Ipv4Addr::LOCALHOST).ok().stdout("hello\n");
+    assert_small(&host);
     host.assert_no_session_left();
 }
 
@@ -97,6 +103,32 @@ fn guessing_is_penalised_where_it_comes_from() {
     assert_eq!(penalties.len(), 1, "{penalties:?}");
     assert_eq!((&penalties[0]["remote"], &penalties[0]["reason"]), (&"127.66.0.1".into(), &"authfail".into()));
     assert_eq!(host.audit().iter().filter(|event| event["event"] == "auth.fail").count(), 3);
+    host.assert_no_session_left();
+}
+
+#[test]
+fn wrong_keys_from_many_addresses_at_once_keep_nobody_out() {
+    const STRANGERS: u8 = 40;
+    let host = Host::new().user("ada").start();
+    let wrong = host.scratch().join("wrong");
+    ssh::make_key(&wrong, &["-t", "ed25519"]);
+    let guess = |last: u8| {
+        let source = Ipv4Addr::new(127, 66, 1, last).to_string();
+        let keys = ["-F", "none", "-o", "IdentitiesOnly=yes", "-i", wrong.to_str().unwrap()];
+        let mut guess = Run::new("ssh").args(keys).args(["-b", &source, "-p", &Host::PORT.to_string()]);
+        guess =
+            guess.args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "BatchMode=yes"]);
+        guess.arg(format!("ada@{}", host.address)).arg("true").spawn()
+    };
+    let strangers: Vec<_> = (1..=STRANGERS).map(guess).collect();
+    login(&host, Ipv4Addr::LOCALHOST).ok().stdout("hello\n");
+    for stranger in strangers {
+        assert_ne!(finish("a stranger", stranger).status, Some(0));
+    }
+    login(&host, Ipv4Addr::LOCALHOST).ok().stdout("hello\n");
+    let failed = host.audit().into_iter().filter(|event| event["event"] == "auth.fail").count();
+    assert_eq!(failed, usize::from(STRANGERS), "each was heard");
+    assert_small(&host);
     host.assert_no_session_left();
 }
 

@@ -97,3 +97,45 @@ pub(super) const ARCHITECTURE: &[c_long] = &[
 pub(super) const ARCHITECTURE: &[c_long] = &[
     292, // io_pgetevents
 ];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    /// The kernel's own table for aarch64 (linux-libc-dev): names with their numbers.
+    fn table() -> BTreeMap<String, String> {
+        let header = std::fs::read_to_string("/usr/include/asm-generic/unistd.h").unwrap();
+        let defines = header.lines().filter_map(|line| line.strip_prefix("#define __NR"));
+        let entries = defines.filter_map(|line| line.trim_start_matches("3264").strip_prefix('_')?.split_once(' '));
+        entries.map(|(name, number)| (name.to_owned(), number.trim().to_owned())).collect()
+    }
+
+    /// The lines of a list in this file.
+    fn source(start: &str) -> &'static str {
+        let (_, rest) = include_str!("calls.rs").split_once(start).unwrap();
+        rest.split_once("];").unwrap().0
+    }
+
+    /// It cannot be compiled here, so its source has to do.
+    #[test]
+    fn the_list_for_aarch64_is_of_calls_that_it_has() {
+        let table = table();
+        // Newer than the oldest header that this is built with.
+        let new = ["mseal"];
+        let names = source("const COMMON: &[c_long] = &[").split("SYS_").skip(1);
+        let names: Vec<&str> = names.map(|rest| rest.split([',', ' ', '\n']).next().unwrap()).collect();
+        assert!(names.len() > 200, "{names:?}");
+        for name in names {
+            assert!(table.contains_key(name) || new.contains(&name), "{name}");
+        }
+        let own = source("#[cfg(target_arch = \"aarch64\")]\npub(super) const ARCHITECTURE: &[c_long] = &[");
+        for line in own.lines().filter(|line| !line.trim().is_empty()) {
+            let (number, name) = line.trim().split_once(", // ").unwrap();
+            assert_eq!(table[name], number, "{name}");
+        }
+        for line in source("const COMMON_NEW: &[c_long] = &[").lines().filter(|line| !line.trim().is_empty()) {
+            let (number, name) = line.trim().split_once(", // ").unwrap();
+            assert!(table.get(name).is_none_or(|known| known == number), "{name}");
+        }
+    }
+}
