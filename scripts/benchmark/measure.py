@@ -17,8 +17,8 @@ class Ran:
 
 
 def output(*argv, stdin=None) -> str:
-    """What a command says, which is not measured. Raises RuntimeError, with its errors, when it fails."""
-    done = subprocess.run([str(word) for word in argv], input=stdin, capture_output=True, text=True, check=False)
+    """What a command says, which is not measured, within ten minutes. Raises RuntimeError, with its errors, when it fails."""
+    done = subprocess.run([str(word) for word in argv], input=stdin, capture_output=True, text=True, timeout=600, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(map(str, argv))}: status {done.returncode}: {done.stderr.strip()}")
     return done.stdout
@@ -98,10 +98,14 @@ class Work:
             yield of, value, met
 
 
-def take_turns(work: Work, rounds: int, subjects: dict) -> None:
-    """Calls each subject's function `rounds` times in turn; each returns one sample. The first turn is not counted."""
+def take_turns(work: Work, rounds: int, subjects: dict, also: list[Work] = ()) -> None:
+    """Calls each subject's function `rounds` times in turn; each returns one sample, and may add to the works of `also`.
+    The first turn is not counted."""
     for turn in range(rounds + 1):
         for name, function in subjects.items():
             value = function()
             if turn > 0:
                 work.add(name, value)
+        if turn == 0:
+            for other in also:
+                other.samples.clear()

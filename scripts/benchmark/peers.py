@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -49,21 +50,23 @@ class Sshd:
         self.process.wait()
 
     def ssh(self, *words, options=(), user="root"):
-        return ["ssh", *map(str, client_options(self.key)), *options, "-p", str(self.port), f"{user}@127.0.0.1", *words]
+        return ["ssh", *client_options(self.key), *map(str, options), "-p", str(self.port), f"{user}@127.0.0.1", *words]
 
 
 class Engines:
     """crun and runc with a bundle that is ready, podman, and a dockerd of its own."""
 
-    def __init__(self, scratch: Path, archive: Path):
+    def __init__(self, scratch: Path, rootfs: Path):
         self.scratch = scratch / "engines"
         self.scratch.mkdir()
-        self.archive = archive
+        self.rootfs = rootfs
         self.dockerd = None
         self.bundle = self.scratch / "bundle"
         socket = f"unix://{self.scratch}/docker.sock"
         self.docker = ["docker", "--host", socket]
-        storage = ["--root", self.scratch / "podman", "--runroot", self.scratch / "podman-run", "--tmpdir", self.scratch / "podman-tmp"]
+        # podman wants at most 50 characters for it.
+        self.run = tempfile.TemporaryDirectory(prefix="bench.", dir="/run")
+        storage = ["--root", self.scratch / "podman", "--runroot", self.run.name, "--tmpdir", f"{self.run.name}/tmp"]
         # crun, as it is the faster of the two; the default rlimits need CAP_SYS_RESOURCE, which a container may lack.
         self.podman = ["podman", *map(str, storage), "--runtime", "crun", "--cgroup-manager", "cgroupfs", "--events-backend", "file"]
         self.podman_run = ["run", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"]
@@ -79,25 +82,21 @@ class Engines:
                 raise RuntimeError(f"dockerd did not start, see {self.scratch}/dockerd.log")
             time.sleep(0.2)
         for engine in (self.docker, self.podman):
-            loaded = output(*engine, "load", "--input", self.archive)
-            name = loaded.strip().splitlines()[-1].split(": ", 1)[1].removeprefix("sha256:")
-            output(*engine, "tag", name, IMAGE)
+            output(*engine, "import", self.rootfs, IMAGE)
         self.make_bundle()
         return self
 
     def __exit__(self, *_):
-        subprocess.run([*self.podman, "rm", "--all", "--force"], capture_output=True, check=False)
+        subprocess.run([*self.podman, "rm", "--all", "--force", "--time", "0"], capture_output=True, check=False)
         self.dockerd.terminate()
         self.dockerd.wait()
+        self.run.cleanup()
 
     def make_bundle(self) -> None:
         """An OCI bundle of the image, with the seccomp filter and capabilities that podman gives, and no network."""
         rootfs = self.bundle / "rootfs"
         rootfs.mkdir(parents=True)
-        container = output(*self.docker, "create", IMAGE, "true").strip()
-        with subprocess.Popen([*self.docker, "export", container], stdout=subprocess.PIPE) as export:
-            subprocess.run(["tar", "-x", "-C", rootfs], stdin=export.stdout, check=True)
-        output(*self.docker, "rm", container)
+        output("tar", "-x", "-f", self.rootfs, "-C", rootfs)
         # podman's own configuration of a container with the same image is taken, so that the work is the same.
         made = output(*self.podman, "create", "--network", "none", *self.podman_run[1:], IMAGE, "true").strip()
         output(*self.podman, "init", made)
@@ -107,7 +106,9 @@ class Engines:
         config["root"] = {"path": "rootfs", "readonly": False}
         config["process"]["terminal"] = False
         config.pop("hooks", None)
-        config["mounts"] = [mount for mount in config["mounts"] if not mount["source"].startswith(str(self.scratch))]
+        # What podman binds from its own directories is gone with the container.
+        own = (str(self.scratch), self.run.name)
+        config["mounts"] = [mount for mount in config["mounts"] if not mount["source"].startswith(own)]
         config["linux"]["namespaces"] = [{"type": kind["type"]} for kind in config["linux"]["namespaces"]]
         config["linux"].pop("cgroupsPath", None)
         (self.bundle / "config.json").write_text(json.dumps(config))

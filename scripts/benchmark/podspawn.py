@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .measure import output
 
-IMAGE = "bootstrap:debian/bookworm?include=git,iperf3,perl"
+DEBIAN = "bootstrap:debian/bookworm?include=git,iperf3,perl"
 
 
 class Podspawn:
@@ -26,7 +26,7 @@ class Podspawn:
         state.mkdir(parents=True, mode=0o700)
         (state / "images").symlink_to(images / "var/lib/podspawn/images")
         # Its own log is on a terminal or in the journal elsewhere; here in a file, which costs the same.
-        settings = f'listen: "127.0.0.1:{self.port}"\ndefaults:\n  image: {IMAGE}\n{config}'
+        settings = f'listen: "127.0.0.1:{self.port}"\ndefaults:\n  image: {DEBIAN}\n{config}'
         (etc / "config.yaml").write_text(settings)
         for number in range(users):
             self.command("add-user", f"u{number}", "--key-file", f"{key}.pub")
@@ -52,7 +52,7 @@ class Podspawn:
 
     def ssh(self, *words, user="u0", options=()):
         """The arguments of a client that says `words`."""
-        return ["ssh", *client_options(self.key), *options, "-p", self.port, f"{user}@127.0.0.1", *words]
+        return ["ssh", *client_options(self.key), *map(str, options), "-p", str(self.port), f"{user}@127.0.0.1", *words]
 
     def metrics(self) -> dict[str, float]:
         """All metrics without labels, by name; docs/metrics.md describes them."""

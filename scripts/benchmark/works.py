@@ -10,7 +10,7 @@ from pathlib import Path
 from . import machine
 from .measure import Work, busy, output, take_turns, timed
 from .peers import IMAGE, Engines, Sshd
-from .podspawn import Podspawn, client_options, free_port
+from .podspawn import DEBIAN, Podspawn, client_options, free_port
 
 MIB = 1 << 20
 
@@ -43,11 +43,10 @@ class Bench:
         self.instances += 1
         directory = self.scratch / f"engines{self.instances}"
         directory.mkdir()
-        archive = self.scratch / "image.tar"
-        if not archive.exists():
-            from .podspawn import IMAGE as reference
-            output(os.environ["PODSPAWN"], "--root", self.images, "-q", "image", "export", reference, f"docker-archive:{archive}")
-        return Engines(directory, archive)
+        rootfs = self.scratch / "rootfs.tar"
+        if not rootfs.exists():
+            output(os.environ["PODSPAWN"], "--root", self.images, "-q", "image", "export", DEBIAN, rootfs)
+        return Engines(directory, rootfs)
 
 
 # Sessions end with their last connection, as in a run of an agent that needs nothing afterwards.
@@ -66,7 +65,8 @@ def login(bench: Bench):
             if server is ours:
                 ours.until_idle()
             return ran.wall
-        take_turns(work, bench.rounds(50), {"podspawn": lambda: connect(ours, "podspawn"), "sshd": lambda: connect(sshd, "sshd")})
+        subjects = {"podspawn": lambda: connect(ours, "podspawn"), "sshd": lambda: connect(sshd, "sshd")}
+        take_turns(work, bench.rounds(50), subjects, also=[client])
     return [work, client]
 
 
@@ -110,9 +110,8 @@ def creation(bench: Bench):
                 return ran
 
             def podman_detached():
-                timed(*engines.podman, *engines.podman_run, "-d", "--name", "bench", IMAGE, "sleep", "infinity")
-                took = timed(*engines.podman, "rm", "-f", "-t", "0", "bench").wall
-                gone.add("podman", took)
+                took = timed(*engines.podman, *engines.podman_run, "-d", "--name", "bench", IMAGE, "sleep", "infinity").wall
+                gone.add("podman", timed(*engines.podman, "rm", "-f", "-t", "0", "bench").wall)
                 return took
 
             subjects = {
@@ -123,8 +122,8 @@ def creation(bench: Bench):
                 "docker run -d, exec": detached,
                 "podman run": lambda: timed(*engines.podman, *engines.podman_run, "--rm", IMAGE, "true").wall,
             }
-            take_turns(whole, bench.rounds(20), subjects)
-            take_turns(Work("", ""), bench.rounds(10), {"podman": podman_detached})
+            subjects |= {"podman run -d": podman_detached}
+            take_turns(whole, bench.rounds(20), subjects, also=[inside, gone, both])
     return [inside, gone, both, whole]
 
 
@@ -137,11 +136,11 @@ def execution(bench: Bench):
         with bench.engines() as engines:
             output(*engines.docker, "run", "-d", "--name", "bench", IMAGE, "sleep", "infinity")
             output(*engines.podman, *engines.podman_run, "-d", "--name", "bench", IMAGE, "sleep", "infinity")
-            output(*engines.low("crun"), "run", "--detach", "--bundle", engines.sleeper, "bench")
+            timed(*engines.low("crun"), "run", "--detach", "--bundle", engines.sleeper, "bench")
             masters = {}
             for name, server in (("podspawn", ours), ("sshd", sshd)):
                 path = bench.scratch / f"master-{name}"
-                output(*server.ssh(options=["-M", "-N", "-f", "-S", path]))
+                timed(*server.ssh(options=["-M", "-N", "-f", "-S", path]))
                 masters[name] = (server, path)
 
             def over(name):
@@ -273,7 +272,7 @@ def bulk(bench: Bench):
                     return size / MIB / ran.wall
 
                 subjects = {"podspawn": lambda: transfer(ours, "podspawn"), "sshd": lambda: transfer(sshd, "sshd")}
-                take_turns(rate, bench.rounds(5), subjects)
+                take_turns(rate, bench.rounds(5), subjects, also=[cost])
                 works += [rate, cost]
     return works
 
@@ -466,7 +465,7 @@ def project(bench: Bench):
     """A session as a Podfile wants it, when all of it was built before."""
     work = Work("second session", "`ssh host true`: of a project with a built Podfile, and without a project")
     work.targets = [("project", "bare", "<=", 1.2)]
-    podfile = f"base: {json.dumps(podspawn_image())}\nextra_commands: [\"touch /built\"]\nenv: {{A: b}}\non_create: ':'\n"
+    podfile = f"base: {json.dumps(DEBIAN)}\nextra_commands: [\"touch /built\"]\nenv: {{A: b}}\non_create: ':'\n"
     with bench.podspawn(DISPOSABLE + "network: {egress: open}\n") as ours, git_server(bench, {"podfile.yaml": podfile}) as url:
         ours.command("add-project", "backend", "--repo", url)
 
@@ -476,11 +475,6 @@ def project(bench: Bench):
             return took
         take_turns(work, bench.rounds(30), {"bare": lambda: connect("u0"), "project": lambda: connect("u0+backend")})
     return [work]
-
-
-def podspawn_image() -> str:
-    from .podspawn import IMAGE as reference
-    return reference
 
 
 class git_server:
@@ -499,14 +493,17 @@ class git_server:
         output("git", "clone", "-q", "--bare", work, self.base / "repository.git")
 
     def __enter__(self):
-        # The container's loopback is not ours: an address that both have a route to.
-        output("ip", "link", "add", "internet", "type", "dummy")
-        output("ip", "address", "add", "203.0.113.1/24", "dev", "internet")
-        output("ip", "link", "set", "internet", "up")
-        port = free_port()
-        argv = ["git", "daemon", "--export-all", f"--base-path={self.base}", "--listen=203.0.113.1", f"--port={port}", "--reuseaddr"]
+        # Sessions do not reach this host, so somebody else has to be the internet.
+        output("ip", "netns", "add", "internet")
+        output("ip", "link", "add", "uplink", "type", "veth", "peer", "name", "uplink", "netns", "internet")
+        output("ip", "address", "add", "203.0.113.254/24", "dev", "uplink")
+        output("ip", "link", "set", "uplink", "up")
+        there = ["ip", "netns", "exec", "internet"]
+        output("ip", "-n", "internet", "address", "add", "203.0.113.1/24", "dev", "uplink")
+        output("ip", "-n", "internet", "link", "set", "uplink", "up")
+        argv = [*there, "git", "daemon", "--export-all", f"--base-path={self.base}", "--reuseaddr"]
         self.process = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
-        url = f"git://203.0.113.1:{port}/repository.git"
+        url = "git://203.0.113.1/repository.git"
         deadline = time.monotonic() + 10
         while subprocess.run(["git", "ls-remote", url], capture_output=True, check=False).returncode != 0:
             if time.monotonic() > deadline:
@@ -517,7 +514,7 @@ class git_server:
     def __exit__(self, *_):
         self.process.terminate()
         self.process.wait()
-        output("ip", "link", "delete", "internet")
+        output("ip", "netns", "delete", "internet")
 
 
 def services(bench: Bench):
@@ -525,7 +522,7 @@ def services(bench: Bench):
     seconds = "2" if bench.quick else "5"
     work = Work("service", "bytes from a session to its service by TCP; podman: between two containers on its bridge", unit="MiB/s")
     work.targets = [("podspawn", "podman", ">=", 1.0)]
-    image = json.dumps(podspawn_image())
+    image = json.dumps(DEBIAN)
     podfile = f"base: {image}\nservices:\n  - {{name: server, image: {image}, command: iperf3 -s, ports: [5201]}}\n"
     with bench.podspawn("network: {egress: open}\n") as ours, git_server(bench, {"podfile.yaml": podfile}) as url:
         ours.command("add-project", "backend", "--repo", url)
