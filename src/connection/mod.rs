@@ -30,21 +30,28 @@ mod ssh_config;
 mod stream;
 mod waiting;
 
-use std::{io, os::fd::OwnedFd, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
 
+use nix::{
+    fcntl::{OFlag, open},
+    sys::stat::Mode,
+    unistd::{dup2_stdin, dup2_stdout},
+};
 use tokio::net::TcpStream;
 
 use self::{control::Control, inbound::Queues, preface::Announced, stream::Stream};
 use crate::{
     errors::chain,
     protocol::{Serve, ToConnection, wire::AsyncSocket},
-    sys::{memory, process, spawn::inherited_fd},
+    sys::{memory, process},
 };
-
-/// Descriptors that the supervisor leaves us.
-const CONTROL: i32 = 3;
-const ADOPTION: i32 = 4;
-const SPOOL: i32 = 5;
 
 /// How long a client has to take in the last messages after its session has ended.
 const FAREWELL: Duration = Duration::from_secs(3);
@@ -74,7 +81,8 @@ enum ConnectionError {
     Socket(#[source] io::Error),
 }
 
-/// The role's entry point: `podspawn connection EMPTY_DIR UID`.
+/// The role's entry point: `podspawn connection EMPTY_DIR UID`, with the socket to the supervisor on stdin, and on stdout
+/// the one that a later supervisor connects to.
 pub fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
@@ -89,8 +97,7 @@ fn run() -> Result<(), ConnectionError> {
     let mut arguments = std::env::args_os().skip(2);
     let (Some(empty), Some(uid)) = (arguments.next(), arguments.next()) else { return Err(ConnectionError::Arguments) };
     let uid = uid.to_str().and_then(|uid| uid.parse().ok()).ok_or(ConnectionError::Arguments)?;
-    let take = |number| inherited_fd(number).map_err(ConnectionError::Descriptors);
-    let (control, adoption, spool) = (take(CONTROL)?, take(ADOPTION)?, take(SPOOL)?);
+    let (control, adoption) = take_over().map_err(ConnectionError::Descriptors)?;
     start_log();
     process::usual_oom_score().map_err(ConnectionError::OomScore)?;
     // Before the sandbox closes: tokio makes itself a pair of sockets, and the source of random numbers finds in a static
@@ -99,7 +106,17 @@ fn run() -> Result<(), ConnectionError> {
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ConnectionError::Runtime)?;
     getrandom::u64().map_err(|error| ConnectionError::Random(error.into()))?;
     sandbox::enter(&PathBuf::from(empty), uid)?;
-    runtime.block_on(wait_for_client(control, adoption, spool))
+    runtime.block_on(wait_for_client(control, adoption))
+}
+
+/// Moves the inherited sockets from where others look for something to read and write.
+fn take_over() -> io::Result<(OwnedFd, OwnedFd)> {
+    let control = io::stdin().as_fd().try_clone_to_owned()?;
+    let adoption = io::stdout().as_fd().try_clone_to_owned()?;
+    let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
+    dup2_stdin(&null)?;
+    dup2_stdout(&null)?;
+    Ok((control, adoption))
 }
 
 fn start_log() {
@@ -108,7 +125,7 @@ fn start_log() {
     fmt().with_env_filter(EnvFilter::new("warn,russh=off")).with_writer(io::stderr).with_target(false).init();
 }
 
-async fn wait_for_client(control: OwnedFd, adoption: OwnedFd, spool: OwnedFd) -> Result<(), ConnectionError> {
+async fn wait_for_client(control: OwnedFd, adoption: OwnedFd) -> Result<(), ConnectionError> {
     let socket = AsyncSocket::new(control).map_err(ConnectionError::Control)?;
     let (serve, mut fds) = match socket.recv::<ToConnection>().await.map_err(ConnectionError::Control)? {
         // The server ended before there was a client.
@@ -116,7 +133,7 @@ async fn wait_for_client(control: OwnedFd, adoption: OwnedFd, spool: OwnedFd) ->
         Some((ToConnection::Serve(serve), fds)) => (*serve, fds),
         Some(_) => return Err(ConnectionError::Protocol),
     };
-    let tcp = fds.pop().ok_or(ConnectionError::Protocol)?;
+    let (Some(spool), Some(tcp)) = (fds.pop(), fds.pop()) else { return Err(ConnectionError::Protocol) };
     let tcp = std::net::TcpStream::from(tcp);
     tcp.set_nonblocking(true).and_then(|()| tcp.set_nodelay(true)).map_err(ConnectionError::Socket)?;
     let tcp = TcpStream::from_std(tcp).map_err(ConnectionError::Socket)?;

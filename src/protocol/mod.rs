@@ -46,7 +46,8 @@ pub const OLDEST: u32 = 1;
 /// From the supervisor to a connection process.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum ToConnection {
-    /// Take over the TCP stream whose descriptor comes along. Sent once, first.
+    /// Take over the TCP stream whose descriptor comes along, and behind it that of a file for what does not fit into memory.
+    /// Sent once, first.
     Serve(Box<Serve>),
     /// The answer to [`FromConnection::Key`].
     Key { request: u32, verdict: KeyVerdict },

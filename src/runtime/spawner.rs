@@ -3,10 +3,11 @@
 use std::{
     fs::File,
     io::{self, Seek},
+    num::NonZero,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{Mutex, PoisonError},
+    sync::{Condvar, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -45,14 +46,36 @@ pub enum RuntimeError {
     Create { container: ContainerId, step: String, message: String },
 }
 
-/// The helper process that makes containers. Shared by threads; they take turns.
+/// How many containers are made at once, for each core: while one waits for its init the next can begin, and more would
+/// only wait for each other.
+const HELPERS_PER_CORE: usize = 2;
+
+/// The helper processes that make containers, each one at a time. Shared by threads.
 #[derive(Debug)]
 pub struct Spawner {
     /// The sealed copy of the program.
     program: OwnedFd,
     scratch_dir: PathBuf,
     instance: InstanceTag,
-    helper: Mutex<Option<Helper>>,
+    helpers: Mutex<Helpers>,
+    /// One of them is idle again, or has ended.
+    returned: Condvar,
+    most: usize,
+}
+
+#[derive(Debug, Default)]
+struct Helpers {
+    /// The one that was used last is used first, so that a server that is not busy has one that works.
+    idle: Vec<Helper>,
+    /// With the idle ones.
+    running: usize,
+}
+
+/// A place among the helpers that run, for whoever works with one.
+struct Turn<'a> {
+    spawner: &'a Spawner,
+    /// Goes back to the idle ones, unless it was taken out.
+    helper: Option<Helper>,
 }
 
 #[derive(Debug)]
@@ -77,12 +100,31 @@ impl Spawner {
             program: sealed_copy(program).map_err(RuntimeError::CopyProgram)?,
             scratch_dir: scratch_dir.to_owned(),
             instance: instance.clone(),
-            helper: Mutex::new(None),
+            helpers: Mutex::default(),
+            returned: Condvar::new(),
+            most: HELPERS_PER_CORE * std::thread::available_parallelism().map_or(1, NonZero::get),
         };
         kill_spawners(instance).map_err(RuntimeError::Start)?;
-        let helper = spawner.start_helper()?;
-        *spawner.helper.lock().unwrap_or_else(PoisonError::into_inner) = Some(helper);
+        // A program that cannot be started is better known now.
+        let mut turn = spawner.turn();
+        turn.helper = Some(spawner.start_helper()?);
+        drop(turn);
         Ok(spawner)
+    }
+
+    fn helpers(&self) -> MutexGuard<'_, Helpers> {
+        self.helpers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until fewer than the most are at work. Gives an idle helper, if there is one.
+    fn turn(&self) -> Turn<'_> {
+        let full = |helpers: &mut Helpers| helpers.idle.is_empty() && helpers.running >= self.most;
+        let mut helpers = self.returned.wait_while(self.helpers(), full).unwrap_or_else(PoisonError::into_inner);
+        let helper = helpers.idle.pop();
+        if helper.is_none() {
+            helpers.running += 1;
+        }
+        Turn { spawner: self, helper }
     }
 
     fn start_helper(&self) -> Result<Helper, RuntimeError> {
@@ -127,8 +169,8 @@ impl Spawner {
         let request =
             wire::encode(&request).map_err(|source| RuntimeError::Ask { container: container.clone(), source })?;
 
-        let mut slot = self.helper.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut helper = match slot.take() {
+        let mut turn = self.turn();
+        let mut helper = match turn.helper.take() {
             Some(helper) => helper,
             None => self.start_helper()?,
         };
@@ -141,20 +183,20 @@ impl Spawner {
         }
         match helper.answer() {
             Ok((FromSpawner::Created { pid, warnings }, pidfd)) => {
-                *slot = Some(helper);
-                drop(slot);
+                turn.helper = Some(helper);
+                drop(turn);
                 for warning in warnings {
                     tracing::warn!(container = %container, "{warning}");
                 }
                 Ok(Container::new(pid, pidfd.ok_or_else(|| self.lost(container, missing_pidfd()))?))
             }
             Ok((FromSpawner::Failed { step, message }, _)) => {
-                *slot = Some(helper);
+                turn.helper = Some(helper);
                 Err(RuntimeError::Create { container: container.clone(), step, message })
             }
             Err(error) => {
                 helper.end();
-                drop(slot);
+                drop(turn);
                 Err(self.lost(container, error))
             }
         }
@@ -168,9 +210,21 @@ impl Spawner {
         RuntimeError::Lost { container: container.clone(), source }
     }
 
-    /// The spawner's pid, if it is believed to be alive.
+    /// The pid of the idle helper that makes the next container, if it is believed to be alive.
     pub fn pid(&self) -> Option<u32> {
-        self.helper.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|helper| helper.process.id())
+        self.helpers().idle.last().map(|helper| helper.process.id())
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut helpers = self.spawner.helpers();
+        match self.helper.take() {
+            Some(helper) => helpers.idle.push(helper),
+            None => helpers.running -= 1,
+        }
+        drop(helpers);
+        self.spawner.returned.notify_one();
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
     collections::VecDeque,
     net::SocketAddr,
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::process::ExitStatusExt,
     },
     sync::Arc,
@@ -113,7 +113,7 @@ pub(super) async fn serve(
     peer: SocketAddr,
     (startup, pending): (Startup, Pending),
 ) {
-    let Process { id, mut child, name, control, socket } = process;
+    let Process { id, mut child, name, control, socket, spool } = process;
     let (to_client, from_session) = mpsc::channel(Client::QUEUE);
     let trail = Trail::new(&supervisor, id, peer);
     let mut connection = Connection {
@@ -135,7 +135,7 @@ pub(super) async fn serve(
         output: VecDeque::new(),
         agent_words: 0,
     };
-    let result = connection.start(stream).await;
+    let result = connection.start(stream, spool).await;
     let offence = connection.offence();
     drop(connection);
     if report(id, peer, result) == Outcome::Left {
@@ -264,7 +264,7 @@ async fn end_child(child: &mut Child, id: ConnectionId) -> bool {
 }
 
 impl Connection {
-    async fn start(&mut self, stream: TcpStream) -> Result<Outcome, ClientError> {
+    async fn start(&mut self, stream: TcpStream, spool: OwnedFd) -> Result<Outcome, ClientError> {
         let config = self.supervisor.config();
         let serve = Serve {
             connection: self.id,
@@ -282,8 +282,8 @@ impl Connection {
                 projects: config.knows_projects(),
             },
         };
-        self.tell(&ToConnection::Serve(Box::new(serve)), &[stream.as_fd()]).await?;
-        drop(stream);
+        self.tell(&ToConnection::Serve(Box::new(serve)), &[stream.as_fd(), spool.as_fd()]).await?;
+        drop((stream, spool));
         self.run().await
     }
 

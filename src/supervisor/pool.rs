@@ -3,10 +3,9 @@
 use std::{
     collections::{HashMap, HashSet},
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::OwnedFd,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::Stdio,
     sync::atomic::{AtomicU64, Ordering},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -23,7 +22,7 @@ use tokio::{
 use crate::{
     protocol::wire::AsyncSocket,
     session::state::ConnectionId,
-    sys::{find_process, pidfd::Held, seqpacket, spawn},
+    sys::{find_process, pidfd::Held, seqpacket},
 };
 
 /// How many processes wait for a client. A burst beyond it pays for the exec itself.
@@ -52,6 +51,8 @@ pub struct Process {
     pub control: AsyncSocket,
     /// Where a later supervisor finds it. Removed when the process has ended.
     pub socket: PathBuf,
+    /// For what its client sends faster than it can be passed on; handed over with the client.
+    pub spool: OwnedFd,
 }
 
 /// What is needed to start one.
@@ -142,22 +143,21 @@ impl Pool {
     }
 
     fn start(&self) -> Result<Process, PoolError> {
+        let spool = spool_file(&self.spool).map_err(|error| PoolError::Spool(self.spool.clone(), error))?;
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let socket = self.socket(id);
         let listener =
             seqpacket::listen(&socket, ADOPTION_BACKLOG).map_err(|error| PoolError::Socket(socket.clone(), error))?;
-        let started = self.start_with(&listener);
+        let started = self.start_with(listener);
         if started.is_err() {
             remove_socket(&socket);
         }
         let (child, name, control) = started?;
-        Ok(Process { id, child, name, control, socket })
+        Ok(Process { id, child, name, control, socket, spool })
     }
 
-    fn start_with(&self, listener: &OwnedFd) -> Result<(Child, (i32, u64), AsyncSocket), PoolError> {
-        let spool = spool_file(&self.spool).map_err(|error| PoolError::Spool(self.spool.clone(), error))?;
+    fn start_with(&self, listener: OwnedFd) -> Result<(Child, (i32, u64), AsyncSocket), PoolError> {
         let (ours, theirs) = seqpacket::pair().map_err(PoolError::Start)?;
-        let listener = listener.as_fd().try_clone_to_owned().map_err(PoolError::Start)?;
         let mut command = std::process::Command::new("/proc/self/exe");
         command
             .arg0("podspawn")
@@ -167,9 +167,10 @@ impl Pool {
             .env_clear()
             // Out of the terminal's foreground group: Ctrl-C is for the supervisor, which tells clients why they have to go.
             .process_group(0)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null());
-        spawn::give_fds(&mut command, vec![theirs, listener, spool]);
+            // Descriptors that can be passed without code between fork and exec: so no copy is made of this process's
+            // memory, which takes milliseconds.
+            .stdin(theirs)
+            .stdout(listener);
         let control = AsyncSocket::new(ours).map_err(PoolError::Start)?;
         let child = Command::from(command).spawn().map_err(PoolError::Start)?;
         // Not reaped yet, so the pid is its own.
