@@ -29,6 +29,9 @@ pub struct Session {
     pub pid: Option<i32>,
     #[serde(default)]
     pub services: Vec<Service>,
+    /// What of it is to be had on the host's loopback address.
+    #[serde(default)]
+    pub ports: Vec<crate::session::ExposedPort>,
 }
 
 /// A service of a session.

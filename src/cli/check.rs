@@ -169,6 +169,7 @@ fn effective(config: &Config) -> Vec<(&'static str, Value)> {
             },
         ),
         ("network.dns", json!(net.dns)),
+        ("network.expose_ports", json!(net.expose_ports)),
         ("volumes.allow", json!(volumes.allow)),
         ("images.default_registry", json!(images.default_registry)),
         ("images.mirrors", json!(images.mirrors)),

@@ -81,6 +81,7 @@ Projects:
 
 Sessions:
   list            List the sessions
+  ports           List the ports of sessions that programs of this host reach
   status          Show the server in numbers
   stats           Show what each session uses
   inspect         Show all that is known of a session
@@ -168,6 +169,8 @@ pub enum Command {
     },
     /// List the sessions
     List(sessions::List),
+    /// List the ports of sessions that programs of this host reach
+    Ports(sessions::Ports),
     /// Show the server in numbers
     Status(sessions::StatusArgs),
     /// Show what each session uses
@@ -287,6 +290,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Init(init) => init.run(quiet),
         Command::Podfile { command } => command.run(quiet),
         Command::List(list) => list.run(&session()?),
+        Command::Ports(ports) => ports.run(&session()?),
         Command::Status(status) => status.run(&session()?),
         Command::Stats(stats) => stats.run(&session()?),
         Command::Logs(logs) => logs.run(&session()?),

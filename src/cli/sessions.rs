@@ -1,12 +1,17 @@
-//! `list`, `status`, `stop` and `down`.
+//! `list`, `ports`, `status`, `stop` and `down`.
 
 use std::io::{self, Write};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use serde_json::json;
 
 use super::{Session, table};
-use crate::{api::types, errors::printable, session::SessionKey};
+use crate::{
+    api::types,
+    errors::printable,
+    session::{ExposedPort, SessionKey},
+};
 
 #[derive(Debug, Args)]
 pub struct List {
@@ -43,6 +48,37 @@ fn row(session: &types::Session) -> [String; 8] {
         table::duration(session.age_seconds),
         session.lifetime_seconds.map_or_else(|| "-".to_owned(), table::duration),
     ]
+}
+
+#[derive(Debug, Args)]
+pub struct Ports {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Ports {
+    pub fn run(&self, session: &Session<'_>) -> anyhow::Result<()> {
+        let sessions = session.client().sessions()?;
+        if self.json {
+            let mut shown = Vec::new();
+            for types::Session { user, project, ports, .. } in &sessions {
+                for ExposedPort { port, host_port } in ports {
+                    shown.push(json!({"user": user, "project": project, "port": port, "host_port": host_port}));
+                }
+            }
+            writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&shown)?)?;
+            return Ok(());
+        }
+        let rows = sessions.iter().flat_map(|session| {
+            let project = session.project.clone().unwrap_or_else(|| "(default)".to_owned());
+            let row = move |one: &ExposedPort| {
+                [session.user.clone(), project.clone(), one.port.to_string(), format!("127.0.0.1:{}", one.host_port)]
+            };
+            session.ports.iter().map(row)
+        });
+        Ok(table::print(["USER", "PROJECT", "PORT", "ON THIS HOST"], &rows.collect::<Vec<_>>())?)
+    }
 }
 
 #[derive(Debug, Args)]

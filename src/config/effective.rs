@@ -369,7 +369,7 @@ fn network(fields: &Fields<'_>, raw: raw::Network) -> Result<Network, ConfigErro
         .iter()
         .map(|text| text.parse().map_err(|_| fields.rule("network.dns", format!("{text:?} is not an IP address"))))
         .collect::<Result<_, _>>()?;
-    Ok(Network { pool, egress, dns })
+    Ok(Network { pool, egress, dns, expose_ports: raw.expose_ports.unwrap_or(false) })
 }
 
 fn images(fields: &Fields<'_>, raw: raw::Images) -> Result<Images, ConfigError> {

@@ -221,6 +221,8 @@ pub struct Network {
     pub egress: Egress,
     /// Resolvers that our DNS forwarder asks; empty = those of the host's /etc/resolv.conf.
     pub dns: Vec<std::net::IpAddr>,
+    /// Whether `ports.expose` of Podfiles is had on the loopback address of the host, by everybody who has an account there.
+    pub expose_ports: bool,
 }
 
 /// What services may have mounted beside volumes of their own.

@@ -167,6 +167,7 @@ section! {
         pool: String,
         egress: super::egress::Written,
         dns: Vec<String>,
+        expose_ports: bool,
     } later { }
 }
 

@@ -1,6 +1,7 @@
 //! The one task that holds a session: it feeds the state machine and carries its actions out.
 
 mod making;
+mod ports;
 mod services;
 mod welcome;
 
@@ -23,6 +24,7 @@ use super::{
     client::{Client, ToClient},
     environment::{Life, SetUp},
     log::Log,
+    ports::{ExposedPort, Ports},
     registry::Inner,
     services::Services,
     set_up::SetUpError,
@@ -53,6 +55,8 @@ pub struct View {
     pub connections: usize,
     pub ends_at: Option<SystemTime>,
     pub grace_until: Option<SystemTime>,
+    /// What of it is to be had on the host's loopback address.
+    pub ports: Vec<ExposedPort>,
 }
 
 /// What reaches a driver.
@@ -94,6 +98,7 @@ pub(super) struct Driver {
     services: Option<Services>,
     /// Why it is removed, in a word, when it is.
     ending: Option<&'static str>,
+    ports: Option<Ports>,
     /// When its removal was begun.
     end_began: Option<Instant>,
     retry: Duration,
@@ -133,6 +138,7 @@ impl Driver {
             init: None,
             services: None,
             ending: None,
+            ports: None,
             end_began: None,
             retry: RETRY_MIN,
             progress: Arc::default(),
@@ -191,8 +197,13 @@ impl Driver {
         };
         let adopted = container.as_ref().filter(|_| understood);
         let services = adopted.and_then(|_| services::adopt(&inner, &record, &mailbox));
+        let ports = match adopted {
+            Some(_) => ports::adopt(&inner, &record).await,
+            None => None,
+        };
         let mut driver = Self::new(inner, key, mailbox, events, policy);
         driver.services = services;
+        driver.ports = ports;
         driver.clients = clients.into_iter().map(|client| (client.id, client)).collect();
         driver.open(record);
         driver.watch(container);
@@ -280,7 +291,7 @@ impl Driver {
                     self.set_up = live.set_up;
                     self.open(live.record);
                     self.watch(Some(live.container));
-                    self.services = live.services;
+                    (self.services, self.ports) = (live.services, live.ports);
                     creating.created(now, &self.policy)
                 }
                 (state, _) => (state, vec![]),
@@ -422,7 +433,8 @@ impl Driver {
             State::Stopping(_) => (Phase::Stopping, 0, None),
         };
         let record = self.record.clone();
-        View { key: self.key.clone(), record, phase, connections, ends_at: self.policy.ends_at, grace_until }
+        let ports = self.ports.as_ref().map(|ports| ports.exposed().to_vec()).unwrap_or_default();
+        View { key: self.key.clone(), record, phase, connections, ends_at: self.policy.ends_at, grace_until, ports }
     }
 }
 

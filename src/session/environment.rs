@@ -32,6 +32,8 @@ pub struct Environment {
     pub set_up: SetUp,
     /// What runs beside it.
     pub services: Vec<podfile::Service>,
+    /// What of it is to be had on the host's loopback address.
+    pub ports: podfile::Ports,
     pub limits: cgroup::Limits,
     pub security: SecuritySpec,
     /// The directory of the host that has its user's home; `None`: the home goes with the session.
@@ -137,6 +139,7 @@ impl Environment {
             workdir: None,
             set_up: SetUp::default(),
             services: Vec::new(),
+            ports: podfile::Ports::default(),
             limits: cgroup::Limits {
                 cpus: defaults.cpus,
                 memory_max: defaults.memory,
@@ -172,6 +175,7 @@ impl Environment {
             on_start: podfile.on_start.clone(),
         };
         self.services.clone_from(&podfile.services);
+        self.apply_ports(&podfile.ports, config);
         self.egress.clone_from(&project.egress);
         self.egress_of_builds.clone_from(&project.egress);
         self.apply_account(podfile.user, podfile.shell.clone(), config);
@@ -184,6 +188,18 @@ impl Environment {
             pids: at_most(podfile.resources.pids, max_pids),
             disk: podfile.resources.disk,
         });
+    }
+
+    /// Takes over what is exposed, if this server exposes anything. Who insists on a port is told if it does not.
+    fn apply_ports(&mut self, ports: &podfile::Ports, config: &Config) {
+        if config.network.expose_ports {
+            self.ports.clone_from(ports);
+        } else if let (podfile::PortStrategy::Expose, Some(port)) = (ports.strategy, ports.expose.first()) {
+            self.set_up.notice = Some(format!(
+                "this server exposes no ports (network.expose_ports), whatever ports.strategy says; to reach port {port}: ssh \
+                 -L {port}:localhost:{port}"
+            ));
+        }
     }
 
     /// What the administrator says about the user wins over all.

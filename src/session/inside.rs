@@ -229,6 +229,11 @@ pub async fn run(
 /// # Errors
 /// The outer one is about the container, the inner one says why there was no connection.
 pub async fn connect(socket: &Path, to: SocketAddr, limit: Duration) -> Result<io::Result<()>, InsideError> {
+    Ok(dial(socket, to, limit).await?.map(drop))
+}
+
+/// As [`connect`], for who wants the connection: a non-blocking socket of the container's network.
+pub async fn dial(socket: &Path, to: SocketAddr, limit: Duration) -> Result<io::Result<OwnedFd>, InsideError> {
     let socket = seqpacket::connect(socket).and_then(AsyncSocket::new).map_err(InsideError::Connect)?;
     let answer = timeout(ANSWER_LIMIT, async {
         socket.send(&ToInit::Connect { id: ID, to: Address::Tcp(to) }, &[]).await?;
@@ -244,7 +249,7 @@ pub async fn connect(socket: &Path, to: SocketAddr, limit: Duration) -> Result<i
         let connecting = async_fd::register(connecting, Interest::WRITABLE)?;
         drop(connecting.writable().await?);
         match getsockopt(connecting.get_ref(), sockopt::SocketError)? {
-            0 => Ok(()),
+            0 => Ok(connecting.into_inner()),
             error => Err(io::Error::from_raw_os_error(error)),
         }
     };

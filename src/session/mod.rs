@@ -18,6 +18,7 @@ pub mod homes;
 pub mod inside;
 mod leaks;
 pub mod log;
+mod ports;
 pub mod registry;
 mod services;
 mod set_up;
@@ -34,6 +35,7 @@ pub use self::{
     driver::View,
     environment::Environment,
     leaks::{Leak, leaks},
+    ports::ExposedPort,
     registry::Sessions,
     services::Plan,
     steps::{Context, CreateError, RLIMITS, SessionKey, egress, leases},

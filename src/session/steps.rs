@@ -30,6 +30,7 @@ use super::{
     evidence::{Gathering, Journal, Records},
     homes::{self, HomeError},
     leaks::session_in,
+    ports::{PortError, Ports},
     services::{Plan, PlanError, ServiceError, Services},
     variables::Variables,
     volumes::{Prepared, VolumeError},
@@ -114,6 +115,7 @@ pub struct Live {
     pub set_up: SetUp,
     /// Once they are ready, if there are any.
     pub services: Option<Services>,
+    pub ports: Option<Ports>,
 }
 
 /// What containers of a session are made from.
@@ -148,6 +150,8 @@ pub enum CreateError {
     VolumesInUse(SessionKey),
     #[error(transparent)]
     Service(#[from] ServiceError),
+    #[error(transparent)]
+    Port(#[from] PortError),
     #[error("the session was stopped while it was being made")]
     Stopped,
     #[error("the session cannot be recorded")]
@@ -285,7 +289,7 @@ impl Context {
         match self.create_objects(key, environment, config, &images, &mut record) {
             Ok(container) => {
                 let (life, set_up) = (environment.life, environment.set_up.clone());
-                Ok(Live { record, container, life, set_up, services: None })
+                Ok(Live { record, container, life, set_up, services: None, ports: None })
             }
             Err(error) => {
                 if let Err(left) = self.destroy(&record, None) {

@@ -85,6 +85,9 @@ const MIGRATIONS: &[&str] = &[
     "
     ALTER TABLE sessions ADD COLUMN egress TEXT;
 ",
+    "
+    ALTER TABLE sessions ADD COLUMN ports TEXT;
+",
 ];
 
 /// Ids that a container has: 0..65536.
@@ -265,6 +268,11 @@ impl State {
         self.execute("UPDATE instance SET pool = ?1", [pool])
     }
 
+    /// Records which ports of the session are to be had where.
+    pub fn set_ports(&self, id: &SessionId, ports: &str) -> Result<(), StateError> {
+        self.set_of_container(&id.clone().into(), "ports = ?3", params![ports])
+    }
+
     /// Records the address of the container's network, before there is one.
     pub fn set_address(&self, id: &ContainerId, address: Ipv4Addr) -> Result<(), StateError> {
         self.set_of_container(id, "address = ?3", params![address.to_string()])
@@ -327,7 +335,7 @@ impl State {
             &moment,
             "SELECT id, user, project, slot, id_base, phase, image, image_reference, mode, init_pid, init_starttime,
                     init_version, grace_deadline_ms, created_at_ms, address, boot_id, kind, on_start,
-                    egress
+                    egress, ports
              FROM sessions ORDER BY created_at_ms, id",
             records::session_from_row,
         )?;

@@ -149,6 +149,8 @@ pub struct SessionRecord {
     pub on_start: Option<String>,
     /// Where it may connect to, as a file would say it; `None` = where all may. Means nothing to the database.
     pub egress: Option<String>,
+    /// Its ports that are to be had on the host. Means nothing to the database.
+    pub ports: Option<String>,
 }
 
 impl SessionRecord {
@@ -175,6 +177,7 @@ impl SessionRecord {
             services: Vec::new(),
             on_start,
             egress,
+            ports: None,
         }
     }
 }
@@ -221,6 +224,7 @@ pub(super) fn session_from_row(row: &Row<'_>) -> rusqlite::Result<Result<Session
     let address: Option<String> = row.get("address")?;
     let on_start: Option<String> = row.get("on_start")?;
     let egress: Option<String> = row.get("egress")?;
+    let ports: Option<String> = row.get("ports")?;
     let (slot, id_base, init_version, image, image_reference, created_at, boot_id) = (
         row.get("slot")?,
         row.get("id_base")?,
@@ -251,6 +255,7 @@ pub(super) fn session_from_row(row: &Row<'_>) -> rusqlite::Result<Result<Session
             services: Vec::new(),
             on_start,
             egress,
+            ports,
         })
     };
     Ok(parse())

@@ -40,6 +40,7 @@ fn what_is_written_is_read_again() {
     let deadline = UNIX_EPOCH + Duration::from_millis(1_234_567);
     state.set_container(&record.id.clone().into(), 42, 99, 7).unwrap();
     state.set_address(&record.id.clone().into(), Ipv4Addr::new(10, 0, 0, 2)).unwrap();
+    state.set_ports(&record.id, "[]").unwrap();
     state.set_grace(&record.id, deadline).unwrap();
     let connection = ConnectionRecord {
         id: 7,
@@ -55,6 +56,7 @@ fn what_is_written_is_read_again() {
         init: Some((42, 99)),
         init_version: 7,
         address: Some(Ipv4Addr::new(10, 0, 0, 2)),
+        ports: Some("[]".to_owned()),
         phase: Phase::Grace,
         grace_deadline: Some(deadline),
         ..record.clone()

@@ -188,6 +188,7 @@ fn shown(view: View, now: SystemTime) -> types::Session {
         grace_seconds: view.grace_until.map(until),
         pid: record.and_then(|record| record.init).map(|(pid, _)| pid),
         services: record.map(services).unwrap_or_default(),
+        ports: view.ports.clone(),
     }
 }
 

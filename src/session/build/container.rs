@@ -14,7 +14,7 @@ use crate::{
     config::{Config, Egress, Mode},
     errors::chain,
     image::{Digest, Image, ImageError, Packages, Upper, Wanted},
-    podfile::BuildPlan,
+    podfile::{BuildPlan, Ports},
     protocol::{Account, SecuritySpec},
     runtime::Container,
     state::{Kind, SessionRecord},
@@ -171,6 +171,7 @@ fn environment(key: &SessionKey, image: &Image, config: &Config) -> Environment 
         workdir: None,
         set_up: SetUp::default(),
         services: Vec::new(),
+        ports: Ports::default(),
         limits: cgroup::Limits {
             cpus: config.defaults.cpus,
             memory_max: config.defaults.memory,

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Driver, Event, Mailbox, services};
+use super::{Driver, Event, Mailbox, ports, services};
 use crate::{
     config::Config,
     errors::chain,
@@ -14,6 +14,7 @@ use crate::{
         build,
         client::ToClient,
         environment::Environment,
+        ports::Reserved,
         registry::Inner,
         state::{Action, State},
         steps::{Context, CreateError},
@@ -41,20 +42,24 @@ impl Driver {
                 let session = build::ensure(&inner, &environment.image, egress, &config, |line| progress.line(line));
                 tokio::try_join!(session, services)?;
                 services::wait_for_volumes(&inner, &key, &environment).await?;
-                Ok(environment)
+                let ports = Reserved::take(&environment.ports).await?;
+                Ok((environment, ports))
             };
             // What has been begun goes on in the background, for the next one who wants the images.
             let prepared = stopped.run_until_cancelled(prepared).await;
             let result = match prepared {
                 None => Err(CreateError::Stopped),
                 Some(Err(error)) => Err(error),
-                Some(Ok(environment)) => {
+                Some(Ok((environment, ports))) => {
                     let created = {
                         let _turn = inner.creation_turn().await;
                         blocking(&inner, move |context| context.create(&key, &environment, &config)).await
                     };
                     match created {
-                        Ok(live) => services::start(&inner, Box::new(live), progress, &stopped).await,
+                        Ok(live) => {
+                            let started = services::start(&inner, Box::new(live), progress, &stopped).await;
+                            started.map(|live| ports::open(&inner, live, ports))
+                        }
                         Err(error) => Err(error),
                     }
                 }
@@ -72,6 +77,7 @@ impl Driver {
         let (inner, mailbox, container) = (self.inner.clone(), self.mailbox.clone(), self.container.take());
         let services = self.services.take();
         let reason = self.ending;
+        self.ports = None;
         self.init = None;
         let start = *self.end_began.get_or_insert_with(Instant::now);
         tokio::spawn(async move {
