@@ -11,24 +11,18 @@
 //! - sockets and device nodes are left out, as are attributes that mean something to overlayfs or to the host.
 
 use std::{
-    collections::HashMap,
-    io::{self, BufWriter, Read, Write},
+    io::{self, BufWriter, Read},
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
     thread,
 };
 
-use nix::sys::stat::{FileStat, SFlag};
-
 use super::{
     ImageError, LayerError, Store,
-    holes::Sparse,
-    layer::{
-        Budget,
-        tree::{is_directory, is_whiteout, kind},
-    },
+    changes::{self, ChangesError, Rules},
+    layer::Budget,
     store::Layer,
-    tarball::{Entry, TarWriter},
+    tarball::TarWriter,
     view::{Attributes, LayerFiles},
 };
 
@@ -90,141 +84,42 @@ impl Read for Whole<'_> {
 
 /// Writes the tar. Sets `complete` before the pipe is closed if all of it is written.
 fn write(upper: &Upper<'_>, budget: &Budget, to: io::PipeWriter, complete: &AtomicBool) -> Result<(), LayerError> {
-    let at = |path: &Path| {
-        let path = path.to_owned();
-        move |error| LayerError::Unpack(path, error)
-    };
-    let root = Path::new("");
-    let mut commit = Commit {
-        files: LayerFiles::open(upper.directory).map_err(at(root))?,
-        id_base: upper.id_base,
-        tar: TarWriter::new(BufWriter::with_capacity(BUFFER, to)),
-        links: HashMap::new(),
-    };
-    commit.root()?;
-    // What is in a directory comes right after it; taken from the end.
-    let mut pending: Vec<PathBuf> = commit.inside(root, budget)?;
-    while let Some(path) = pending.pop() {
-        if upper.left_out.iter().any(|left_out| path == Path::new(left_out)) {
-            continue;
-        }
-        if commit.append(&path)? {
-            let mut inside = commit.inside(&path, budget)?;
-            pending.append(&mut inside);
-        }
-        // What is pending is in the layer, if there is room for it.
-        if pending.len() as u64 > budget.limits().max_entries {
-            return Err(too_many(&path, budget));
-        }
-    }
+    let at_root = |error| LayerError::Unpack(PathBuf::new(), error);
+    let files = LayerFiles::open(upper.directory).map_err(at_root)?;
+    let mut tar = TarWriter::new(BufWriter::with_capacity(BUFFER, to));
+    let limit = budget.limits().max_entries;
+    changes::write(&files, &Inside { upper, limit }, &mut tar).map_err(|error| match error {
+        ChangesError::Io(path, error) => LayerError::Unpack(path, error),
+        ChangesError::Refused(path, why) => LayerError::Hostile { path, why },
+        ChangesError::TooMany(path) => LayerError::TooMuch { path, limit, what: "entries", setting: "max_entries" },
+    })?;
     // Closed after the word.
-    let _open = commit.tar.finish().map_err(at(root))?;
+    let _open = tar.finish().map_err(at_root)?;
     complete.store(true, Ordering::Release);
     Ok(())
 }
 
-fn too_many(path: &Path, budget: &Budget) -> LayerError {
-    let limit = budget.limits().max_entries;
-    LayerError::TooMuch { path: path.to_owned(), limit, what: "entries", setting: "max_entries" }
+/// The container's own view of what it has changed.
+struct Inside<'a> {
+    upper: &'a Upper<'a>,
+    /// Of entries. What waits to be written is in the layer, if there is room for it.
+    limit: u64,
 }
 
-struct Commit<W: Write> {
-    files: LayerFiles,
-    id_base: u32,
-    tar: TarWriter<W>,
-    /// The first name of each file that has several, by inode.
-    links: HashMap<u64, PathBuf>,
-}
-
-impl<W: Write> Commit<W> {
-    /// The root is there in any case; an entry is for one that was changed.
-    fn root(&mut self) -> Result<(), LayerError> {
-        let attributes = self.attributes(Path::new(""))?;
-        let made = Attributes { mtime: attributes.mtime, ..Attributes::made_up() };
-        if attributes == made { Ok(()) } else { self.write(Path::new(""), &attributes, Entry::Directory) }
+impl Rules for Inside<'_> {
+    fn leaves_out(&self, path: &Path) -> bool {
+        self.upper.left_out.iter().any(|left_out| path == Path::new(left_out))
     }
 
-    /// What is in a directory, the last first.
-    fn inside(&self, directory: &Path, budget: &Budget) -> Result<Vec<PathBuf>, LayerError> {
-        let names = self.files.names(directory).map_err(|error| LayerError::Unpack(directory.to_owned(), error))?;
-        if names.len() as u64 > budget.limits().max_entries {
-            return Err(too_many(directory, budget));
-        }
-        Ok(names.into_iter().rev().map(|name| directory.join(name)).collect())
-    }
-
-    /// Writes the entry of `path`; whether it is a directory.
-    fn append(&mut self, path: &Path) -> Result<bool, LayerError> {
-        let failed = |error| LayerError::Unpack(path.to_owned(), error);
-        let stat = self.files.stat(path).map_err(failed)?.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
-        let name = path.file_name().unwrap_or_default().as_encoded_bytes();
-        if name.starts_with(b".wh.") {
-            return Err(LayerError::Hostile { path: path.to_owned(), why: "no layer can have a file of this name" });
-        }
-        if is_whiteout(&stat) {
-            let mut hidden = std::ffi::OsString::from(".wh.");
-            hidden.push(path.file_name().unwrap_or_default());
-            self.write(&path.with_file_name(hidden), &Attributes::made_up(), Entry::Empty)?;
-            return Ok(false);
-        }
-        let attributes = self.attributes(path)?;
-        if is_directory(&stat) {
-            self.write(path, &attributes, Entry::Directory)?;
-            if self.files.is_opaque(path).map_err(failed)? {
-                self.write(&path.join(".wh..wh..opq"), &Attributes::made_up(), Entry::Empty)?;
-            }
-            return Ok(true);
-        }
-        self.append_file(path, &stat, &attributes)?;
-        Ok(false)
-    }
-
-    fn append_file(&mut self, path: &Path, stat: &FileStat, attributes: &Attributes) -> Result<(), LayerError> {
-        let failed = |error| LayerError::Unpack(path.to_owned(), error);
-        let kind = kind(stat);
-        if !matches!(kind, SFlag::S_IFREG | SFlag::S_IFLNK | SFlag::S_IFIFO) {
-            return Ok(());
-        }
-        if stat.st_nlink > 1 {
-            let first = self.links.entry(stat.st_ino).or_insert_with(|| path.to_owned()).clone();
-            if first != path {
-                return self.write(path, attributes, Entry::HardLink(first));
-            }
-        }
-        match kind {
-            SFlag::S_IFLNK => {
-                let target = self.files.link_target(path).map_err(failed)?;
-                self.write(path, attributes, Entry::Symlink(target))
-            }
-            SFlag::S_IFIFO => self.write(path, attributes, Entry::Fifo),
-            _ => {
-                let file = self.files.file(path).map_err(failed)?;
-                let entry = match Sparse::of(file).map_err(failed)? {
-                    Ok(sparse) => Entry::Sparse(sparse),
-                    Err(content) => Entry::File { size: stat.st_size.cast_unsigned(), content },
-                };
-                self.write(path, attributes, entry)
-            }
-        }
-    }
-
-    fn write(&mut self, path: &Path, attributes: &Attributes, entry: Entry) -> Result<(), LayerError> {
-        self.tar.append(path, attributes, entry).map_err(|error| LayerError::Unpack(path.to_owned(), error))
-    }
-
-    /// The attributes of an entry as the container saw them.
-    fn attributes(&self, path: &Path) -> Result<Attributes, LayerError> {
-        let mut attributes = self.files.attributes(path).map_err(|error| LayerError::Unpack(path.to_owned(), error))?;
-        let owner = self.inside_id(attributes.uid).zip(self.inside_id(attributes.gid));
-        let (uid, gid) = owner
-            .ok_or(LayerError::Hostile { path: path.to_owned(), why: "its owner is not one of the container's" })?;
-        (attributes.uid, attributes.gid) = (uid, gid);
+    fn attributes(&self, mut attributes: Attributes) -> Result<Attributes, &'static str> {
+        let owner = self.id(attributes.uid).zip(self.id(attributes.gid));
+        (attributes.uid, attributes.gid) = owner.ok_or("its owner is not one of the container's")?;
         attributes.xattrs = std::mem::take(&mut attributes.xattrs)
             .into_iter()
             .filter_map(|(name, value)| {
                 let value = match name.as_str() {
-                    "security.capability" => plain_capability(value, self.id_base)?,
-                    _ if name.starts_with("system.posix_acl_") => self.inside_acl(value)?,
+                    "security.capability" => plain_capability(value, self.upper.id_base)?,
+                    _ if name.starts_with("system.posix_acl_") => self.acl(value)?,
                     _ => value,
                 };
                 Some((name, value))
@@ -233,14 +128,30 @@ impl<W: Write> Commit<W> {
         Ok(attributes)
     }
 
+    /// The root is there in any case; an entry is for one that was changed.
+    fn describes(&self, directory: &Path, attributes: &Attributes) -> bool {
+        let made = Attributes { mtime: attributes.mtime, ..Attributes::made_up() };
+        !directory.as_os_str().is_empty() || *attributes != made
+    }
+
+    fn tells_holes(&self) -> bool {
+        true
+    }
+
+    fn max_entries(&self) -> u64 {
+        self.limit
+    }
+}
+
+impl Inside<'_> {
     /// The container's id for one of the host's.
-    fn inside_id(&self, id: u32) -> Option<u32> {
-        id.checked_sub(self.id_base).filter(|id| *id < IDS)
+    fn id(&self, id: u32) -> Option<u32> {
+        id.checked_sub(self.upper.id_base).filter(|id| *id < IDS)
     }
 
     /// An access control list with the ids of the container: a version, then tag, permissions and id of each entry
     /// (linux/posix_acl_xattr.h). `None` for what the kernel would not have made.
-    fn inside_acl(&self, mut acl: Vec<u8>) -> Option<Vec<u8>> {
+    fn acl(&self, mut acl: Vec<u8>) -> Option<Vec<u8>> {
         const HEADER: usize = 4;
         const ENTRY: usize = 8;
         /// `ACL_USER` and `ACL_GROUP`; others have no id.
@@ -249,7 +160,7 @@ impl<W: Write> Commit<W> {
         for entry in entries.chunks_exact_mut(ENTRY) {
             let (tag, id) = (u16::from_le_bytes(entry[..2].try_into().ok()?), &mut entry[4..]);
             if WITH_ID.contains(&tag) {
-                let inside = self.inside_id(u32::from_le_bytes((&*id).try_into().ok()?))?;
+                let inside = self.id(u32::from_le_bytes((&*id).try_into().ok()?))?;
                 id.copy_from_slice(&inside.to_le_bytes());
             }
         }

@@ -24,6 +24,7 @@ mod archive;
 mod assemble;
 mod auth;
 mod bootstrap;
+mod changes;
 mod commit;
 mod copy;
 mod digest;
