@@ -266,6 +266,14 @@ fn nothing_of_the_host_is_seen_inside() {
     let temporary = host.root.display().to_string();
     assert!(text.contains("podspawn spawner "), "{text}");
     assert!(!text.contains("/sessions/") && !text.contains(&temporary) && !env.contains(&temporary), "{env}{text}");
+    // Sockets without a file, by which others have been reached (CVE-2020-15257).
+    let name = format!("podspawn-test-{}", std::process::id());
+    let address =
+        <std::os::unix::net::SocketAddr as std::os::linux::net::SocketAddrExt>::from_abstract_name(&name).unwrap();
+    let _listener = std::os::unix::net::UnixListener::bind_addr(&address).unwrap();
+    assert!(fs::read_to_string("/proc/thread-self/net/unix").unwrap().contains(&name));
+    let sockets = host.ssh("ada", "cat /proc/net/unix").run().ok().text();
+    assert!(sockets.starts_with("Num") && !sockets.contains(&name), "{sockets}");
     for masked in ["/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/interrupts", "/proc/kallsyms"] {
         host.ssh("ada", &format!("cat {masked} 2>/dev/null | wc -c")).run().ok().stdout("0\n");
     }

@@ -257,6 +257,26 @@ fn fido_keys_log_in() {
     }
 }
 
+/// A key that is only offered gives nothing to the one that is proved (CVE-2024-45337).
+#[test]
+fn the_options_are_those_of_the_key_that_was_proved() {
+    let host = Host::new().user("ada").start();
+    let (offered, proved) = (host.scratch().join("offered"), host.scratch().join("proved"));
+    for key in [&offered, &proved] {
+        make_key(key, &["-t", "ed25519"]);
+    }
+    let forced = format!("restrict,command=\"echo forced\" {}", public_key(&proved));
+    write_lines(&host, "ada", &[public_key(&offered), forced]);
+    let both = || host.ssh("ada", "echo free").key(&proved).args(["-i", offered.to_str().unwrap()]).run();
+    both().ok().stdout("free\n");
+    // The server is asked about it first, and says that it would do; the client has another private one.
+    let other = host.scratch().join("other");
+    make_key(&other, &["-t", "ed25519"]);
+    fs::copy(&other, &offered).unwrap();
+    both().ok().stdout("forced\n");
+    host.assert_no_session_left();
+}
+
 /// As sshd does: the first `none` is free, and the last permitted attempt may be the right one.
 #[test]
 fn six_keys_may_be_tried_and_no_seventh() {
