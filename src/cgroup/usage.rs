@@ -55,13 +55,23 @@ impl Cgroup {
         Ok(Peaks { memory: self.number("memory", memory)?, pids: self.number("pids", "pids.peak")? })
     }
 
+    /// CPU time of all processes, those that have ended included; `None` if that is not counted here, or the cgroup is gone.
+    pub fn cpu(&self) -> Result<Option<Duration>, CgroupError> {
+        match self.version {
+            Version::V2 => {
+                let stat = self.file("cpu", "cpu.stat")?;
+                Ok(stat.as_deref().and_then(|text| field(text, "usage_usec")).map(Duration::from_micros))
+            }
+            Version::V1 => Ok(self.number("cpuacct", "cpuacct.usage")?.map(Duration::from_nanos)),
+        }
+    }
+
     fn usage_v2(&self) -> Result<Usage, CgroupError> {
-        let cpu = self.file("cpu", "cpu.stat")?;
         let memory = self.number("memory", "memory.current")?;
         let stat = self.file("memory", "memory.stat")?;
         let events = self.file("memory", "memory.events")?;
         Ok(Usage {
-            cpu: cpu.as_deref().and_then(|text| field(text, "usage_usec")).map(Duration::from_micros),
+            cpu: self.cpu()?,
             memory: without_cache(memory, stat.as_deref(), "inactive_file"),
             memory_max: self.number("memory", "memory.max")?,
             pids: self.number("pids", "pids.current")?,
@@ -75,7 +85,7 @@ impl Cgroup {
         let stat = self.file("memory", "memory.stat")?;
         let events = self.file("memory", "memory.oom_control")?;
         Ok(Usage {
-            cpu: self.number("cpuacct", "cpuacct.usage")?.map(Duration::from_nanos),
+            cpu: self.cpu()?,
             memory: without_cache(memory, stat.as_deref(), "total_inactive_file"),
             memory_max: self.number("memory", "memory.limit_in_bytes")?.filter(|bytes| *bytes < V1_UNLIMITED),
             pids: self.number("pids", "pids.current")?,

@@ -136,6 +136,7 @@ fn effective(config: &Config) -> Vec<(&'static str, Value)> {
         ("session.grace_period", duration(session.grace_period)),
         ("session.max_lifetime", duration(session.max_lifetime)),
         ("session.keep_records", duration(session.keep_records)),
+        ("session.idle_timeout", duration(session.idle_timeout.unwrap_or_default())),
         ("session.client_alive_interval", duration(session.client_alive_interval)),
         ("session.client_alive_count_max", json!(session.client_alive_count_max)),
         ("projects_file", json!(paths.projects_file)),

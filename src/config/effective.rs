@@ -42,6 +42,9 @@ const LAST_ID: u64 = (1 << 31) - 1;
 
 /// Processes that a session needs at least.
 const MIN_PIDS: u64 = 8;
+/// Connections report their traffic once a second.
+const MIN_IDLE: Duration = Duration::from_secs(2);
+
 const TOO_FEW_PIDS: &str = "no session works with fewer than 8 processes";
 
 pub(super) struct Fields<'a> {
@@ -246,8 +249,13 @@ fn defaults(fields: &Fields<'_>, raw: raw::Defaults) -> Result<Defaults, ConfigE
 fn session(fields: &Fields<'_>, raw: raw::Session) -> Result<Session, ConfigError> {
     let mode = Mode::parse(raw.mode.as_deref().unwrap_or("grace-period"));
     let mode = mode.map_err(|why| fields.bad("session.mode", why))?;
+    let idle_timeout = fields.duration("session.idle_timeout", raw.idle_timeout.as_deref(), "0s")?;
+    if !idle_timeout.is_zero() && idle_timeout < MIN_IDLE {
+        return Err(fields.rule("session.idle_timeout", "it is shorter than 2s (0s = never)"));
+    }
     Ok(Session {
         mode,
+        idle_timeout: (!idle_timeout.is_zero()).then_some(idle_timeout),
         grace_period: fields.duration("session.grace_period", raw.grace_period.as_deref(), "60s")?,
         max_lifetime: fields.duration("session.max_lifetime", raw.max_lifetime.as_deref(), "8h")?,
         keep_records: fields.duration("session.keep_records", raw.keep_records.as_deref(), "7d")?,

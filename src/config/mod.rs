@@ -142,6 +142,8 @@ pub struct Session {
     pub max_lifetime: Duration,
     /// How long a record of a session stays when it is gone; zero = not at all.
     pub keep_records: Duration,
+    /// How long nobody may use a session before its connections are closed; `None` = for ever.
+    pub idle_timeout: Option<Duration>,
     /// How long a client may be silent before it is asked for a sign of life, and how often it may fail to answer
     /// (sshd_config(5), ClientAliveInterval and ClientAliveCountMax).
     pub client_alive_interval: Duration,

@@ -99,10 +99,11 @@ section! {
         mode: String,
         grace_period: String,
         max_lifetime: String,
+        idle_timeout: String,
         keep_records: String,
         client_alive_interval: String,
         client_alive_count_max: u32,
-    } later { idle_timeout, warm, }
+    } later { warm, }
 }
 
 section! {

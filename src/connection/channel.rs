@@ -24,7 +24,7 @@ use tokio::{
 };
 
 use super::{
-    control::{Attachment, Control},
+    control::{Attachment, Control, Notice, Readers},
     forward::{Forwards, X11},
     init_link::{Held, Said, printable},
     lines::Incoming,
@@ -39,6 +39,9 @@ use crate::{
 
 /// How long init may take to start a process. It is on the same host; a stopped or starved container may never answer.
 const START_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long after the end of a client's time in a session its last output may take, where the process lives on.
+const LAST_OUTPUT: Duration = Duration::from_secs(1);
 
 /// The status for what podspawn itself could not do, as `docker run` and `env` use it.
 const FAILED: u8 = 125;
@@ -197,16 +200,26 @@ async fn work(start: Start, line: &mut Line, control: &Control, forwards: &Arc<F
             tell_status(handle, *channel, status).await;
         }
     };
-    let outwards =
-        async { tokio::join!(pump::copy_out(&output, write, None), pump::copy_errors(errors.as_ref(), write), ended) };
+    let traffic = &incoming.traffic;
+    let outwards = async {
+        let (out, err) =
+            (pump::copy_out(&output, write, None, traffic), pump::copy_errors(errors.as_ref(), write, traffic));
+        tokio::join!(out, err, ended)
+    };
     let inwards = async {
         let obedience = obey(events, terminal.as_deref(), &process);
         tokio::join!(pump::copy_in(&incoming.queue, input), obedience, show(notices, write, audience))
+    };
+    // Of a session that is removed, output ends by itself.
+    let over = async {
+        session_ended(control).await;
+        tokio::time::sleep(LAST_OUTPUT).await;
     };
     // The second never ends: the end of the input is told to the process, which may go on.
     tokio::select! {
         _ = outwards => {}
         _ = inwards => {}
+        () = over => {}
     }
     match status {
         Some(status) => {
@@ -219,18 +232,18 @@ async fn work(start: Start, line: &mut Line, control: &Control, forwards: &Arc<F
 }
 
 /// Shows what the session's users are told, unless a program is to read it.
-async fn show(mut notices: broadcast::Receiver<String>, write: &ChannelWriteHalf<Msg>, audience: Audience) {
+async fn show(mut notices: broadcast::Receiver<Notice>, write: &ChannelWriteHalf<Msg>, audience: Audience) {
     loop {
-        let message = match notices.recv().await {
-            Ok(message) => message,
+        let Notice { message, to } = match notices.recv().await {
+            Ok(notice) => notice,
             Err(RecvError::Lagged(_)) => continue,
             Err(RecvError::Closed) => return,
         };
-        let text = match audience {
-            Audience::None => continue,
-            Audience::Lines => format!("podspawn: {message}\n"),
+        let text = match (audience, to) {
+            (Audience::None, _) | (Audience::Lines, Readers::People) => continue,
+            (Audience::Lines, Readers::All) => format!("podspawn: {message}\n"),
             // On a line of its own, whatever is on the screen.
-            Audience::Terminal => format!("\r\npodspawn: {}\r\n", message.replace('\n', "\r\n")),
+            (Audience::Terminal, _) => format!("\r\npodspawn: {}\r\n", message.replace('\n', "\r\n")),
         };
         // Fails only if the client is gone.
         let _ = write.extended_data_bytes(1, text.into_bytes()).await;

@@ -13,7 +13,10 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::init_link::InitLink;
+use super::{
+    init_link::InitLink,
+    traffic::{Report, Traffic},
+};
 use crate::{
     names::ProjectName,
     protocol::{self, ExitStatus, ForwardKind, FromConnection, KeyVerdict, ToConnection, wire::AsyncSocket},
@@ -60,6 +63,21 @@ impl Attachment {
     }
 }
 
+/// What the session's users are told while it goes on.
+#[derive(Debug, Clone)]
+pub(super) struct Notice {
+    pub message: String,
+    pub to: Readers,
+}
+
+/// Whom a notice is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Readers {
+    /// Those at terminals.
+    People,
+    All,
+}
+
 enum Request {
     Key { login: String, key: Vec<u8>, verified: bool, reply: oneshot::Sender<KeyVerdict> },
     LoggedIn,
@@ -76,7 +94,8 @@ pub(super) struct Control {
     requests: mpsc::Sender<Request>,
     attachment: watch::Receiver<Attachment>,
     output: Arc<Mutex<Reader>>,
-    notices: broadcast::Sender<String>,
+    notices: broadcast::Sender<Notice>,
+    traffic: Arc<Traffic>,
 }
 
 impl Control {
@@ -91,10 +110,24 @@ impl Control {
         let asked = HashMap::new();
         let notices = broadcast::Sender::new(NOTICES);
         let (told, unsent) = (notices.clone(), None);
-        let link =
-            Link { socket, adoption, id, from_us, state, transcript, notices: told, ended, asked, next: 0, unsent };
+        let traffic = Arc::new(Traffic::default());
+        let flow = traffic.clone();
+        let link = Link {
+            socket,
+            adoption,
+            id,
+            from_us,
+            state,
+            transcript,
+            notices: told,
+            ended,
+            asked,
+            next: 0,
+            unsent,
+            traffic: flow,
+        };
         tokio::spawn(link.run());
-        (Self { requests, attachment, output, notices }, receiver)
+        (Self { requests, attachment, output, notices, traffic }, receiver)
     }
 
     /// Asks whether the key may log in. A supervisor that is gone says no.
@@ -151,8 +184,13 @@ impl Control {
     }
 
     /// What the session's users are told from now on, while it goes on.
-    pub(super) fn notices(&self) -> broadcast::Receiver<String> {
+    pub(super) fn notices(&self) -> broadcast::Receiver<Notice> {
         self.notices.subscribe()
+    }
+
+    /// Where it is told that the client and its session have something to say to each other.
+    pub(super) fn traffic(&self) -> Arc<Traffic> {
+        self.traffic.clone()
     }
 
     /// Why the session has ended: to be asked when it has, which the supervisor may take a moment to explain.
@@ -178,16 +216,18 @@ struct Link {
     from_us: mpsc::Receiver<Request>,
     state: watch::Sender<Attachment>,
     transcript: Transcript,
-    notices: broadcast::Sender<String>,
+    notices: broadcast::Sender<Notice>,
     ended: mpsc::Sender<String>,
     asked: HashMap<u32, oneshot::Sender<KeyVerdict>>,
     next: u32,
     /// What a supervisor that is leaving did not take any more, for the next one.
     unsent: Option<FromConnection>,
+    traffic: Arc<Traffic>,
 }
 
 impl Link {
     async fn run(mut self) {
+        let mut report = Report::new();
         loop {
             let init = self.state.borrow().link().cloned();
             let init_gone = async {
@@ -212,6 +252,11 @@ impl Link {
                 }
                 () = init_gone => {
                     self.hear_why().await;
+                    true
+                }
+                () = report.due(&self.traffic), if self.unsent.is_none() => {
+                    // The next supervisor begins to count when it comes.
+                    let _ = self.socket.send(&FromConnection::Active, &[]).await;
                     true
                 }
             };
@@ -287,7 +332,11 @@ impl Link {
             }
             ToConnection::Notice { message } => {
                 // An error says that no channel is open.
-                let _ = self.notices.send(message);
+                let _ = self.notices.send(Notice { message, to: Readers::All });
+            }
+            ToConnection::Warning { message } => {
+                // As above.
+                let _ = self.notices.send(Notice { message, to: Readers::People });
             }
             ToConnection::Terminate { message } => self.end(message),
             ToConnection::Serve(_) | ToConnection::Adopt { .. } => {

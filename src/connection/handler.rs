@@ -76,7 +76,7 @@ impl Handler {
             ("SSH_CLIENT", format!("{peer_ip} {} {}", peer.port(), local.port())),
             ("SSH_CONNECTION", format!("{peer_ip} {} {local_ip} {}", peer.port(), local.port())),
         ];
-        let lines = Arc::new(Lines::new(queues.clone()));
+        let lines = Arc::new(Lines::new(queues.clone(), control.traffic()));
         Self {
             forwards: Arc::new(Forwards::new(control.clone(), lines.clone())),
             control,

@@ -12,11 +12,15 @@ use std::{
 use russh::ChannelId;
 use tokio_util::sync::CancellationToken;
 
-use super::inbound::{Queue, QueueError, Queues};
+use super::{
+    inbound::{Queue, QueueError, Queues},
+    traffic::Traffic,
+};
 
 /// The table.
 pub(super) struct Lines {
     queues: Arc<Queues>,
+    traffic: Arc<Traffic>,
     open: Mutex<HashMap<ChannelId, End>>,
 }
 
@@ -33,11 +37,13 @@ pub(super) struct Incoming {
     pub queue: Arc<Queue>,
     /// Cancelled when the client has closed the channel or is gone.
     pub closed: CancellationToken,
+    /// Of all channels.
+    pub traffic: Arc<Traffic>,
 }
 
 impl Lines {
-    pub(super) fn new(queues: Arc<Queues>) -> Self {
-        Self { queues, open: Mutex::default() }
+    pub(super) fn new(queues: Arc<Queues>, traffic: Arc<Traffic>) -> Self {
+        Self { queues, traffic, open: Mutex::default() }
     }
 
     fn open(&self) -> MutexGuard<'_, HashMap<ChannelId, End>> {
@@ -52,7 +58,7 @@ impl Lines {
     /// For the task of a channel: enters the channel, or takes over what has come since [`Lines::expect`].
     pub(super) fn incoming(self: &Arc<Self>, id: ChannelId) -> Incoming {
         let End { queue, closed } = self.end_of(id);
-        Incoming { lines: self.clone(), id, queue, closed }
+        Incoming { lines: self.clone(), id, queue, closed, traffic: self.traffic.clone() }
     }
 
     /// Enters a channel that the client has just agreed to, whose task may hear of it after the first data has come.
@@ -62,6 +68,7 @@ impl Lines {
 
     /// Takes data in. That of unknown channels is dropped: their tasks have ended.
     pub(super) fn push(&self, id: ChannelId, data: &[u8]) -> Result<(), QueueError> {
+        self.traffic.flows();
         let end = self.open().get(&id).cloned();
         end.map_or(Ok(()), |end| end.queue.push(data))
     }

@@ -28,6 +28,7 @@ mod sandbox;
 mod signals;
 mod ssh_config;
 mod stream;
+mod traffic;
 mod waiting;
 
 use std::{

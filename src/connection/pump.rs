@@ -21,7 +21,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{inbound::Queue, lines::Incoming};
+use super::{inbound::Queue, lines::Incoming, traffic::Traffic};
 use crate::sys::async_fd;
 
 /// What is read at once.
@@ -89,7 +89,12 @@ pub(super) fn register(fd: OwnedFd) -> io::Result<Fd> {
 
 /// Sends what the process writes until it ends, waiting while the client takes no more. `extended` is the data type of
 /// RFC 4254, 5.2.
-pub(super) async fn copy_out(from: &AsyncFd<OwnedFd>, to: &ChannelWriteHalf<Msg>, extended: Option<u32>) {
+pub(super) async fn copy_out(
+    from: &AsyncFd<OwnedFd>,
+    to: &ChannelWriteHalf<Msg>,
+    extended: Option<u32>,
+    traffic: &Traffic,
+) {
     loop {
         let data = match read(from).await {
             Ok(data) if data.is_empty() => return,
@@ -102,6 +107,7 @@ pub(super) async fn copy_out(from: &AsyncFd<OwnedFd>, to: &ChannelWriteHalf<Msg>
                 return;
             }
         };
+        traffic.flows();
         let sent = match extended {
             None => to.data_bytes(data).await,
             Some(kind) => to.extended_data_bytes(kind, data).await,
@@ -114,9 +120,9 @@ pub(super) async fn copy_out(from: &AsyncFd<OwnedFd>, to: &ChannelWriteHalf<Msg>
 }
 
 /// Sends stderr, where the process has one of its own.
-pub(super) async fn copy_errors(from: Option<&Fd>, to: &ChannelWriteHalf<Msg>) {
+pub(super) async fn copy_errors(from: Option<&Fd>, to: &ChannelWriteHalf<Msg>, traffic: &Traffic) {
     if let Some(from) = from {
-        copy_out(from, to, Some(1)).await;
+        copy_out(from, to, Some(1), traffic).await;
     }
 }
 
@@ -177,7 +183,7 @@ pub(super) async fn feed(to: Input, data: &[u8]) -> io::Result<()> {
 pub(super) async fn relay(socket: Fd, write: &ChannelWriteHalf<Msg>, incoming: &Incoming) {
     let outwards = async {
         tokio::select! {
-            () = copy_out(&socket, write, None) => {
+            () = copy_out(&socket, write, None, &incoming.traffic) => {
                 // Fails only if the client is gone.
                 let _ = write.eof().await;
             }

@@ -36,7 +36,8 @@ use crate::names::{ContainerId, ProjectName, SessionId, UserName};
 /// - 4: [`ToConnection::Ready`] and [`ToConnection::Output`], before which a session was ready at once, and
 ///   [`ToInit::MakeDirectory`].
 /// - 5: [`ToConnection::Notice`].
-pub const VERSION: u32 = 5;
+/// - 6: [`ToConnection::Warning`] and [`FromConnection::Active`].
+pub const VERSION: u32 = 6;
 
 /// The oldest version of a connection process that is taken over, or of an init that is talked to.
 pub const OLDEST: u32 = 1;
@@ -70,6 +71,8 @@ pub enum ToConnection {
     /// Something that has happened in the session and does not end it, for the stderr of every open channel that has a person
     /// or a log at its other end; lines.
     Notice { message: String },
+    /// Something that is about to happen, one line for the stderr of every open channel that has a terminal.
+    Warning { message: String },
     /// A new supervisor introduces itself on the socket that it connected to the connection's adoption listener.
     Adopt { version: u32 },
 }
@@ -173,6 +176,9 @@ pub enum FromConnection {
     /// Where the socket of the client's SSH agent is inside, once it is known; `None` if there is none. Sent after
     /// `Attached`, and not at all by a client that opens no session channel.
     Agent { path: Option<String> },
+    /// Something has gone between the client and the session since this was last said, which is no more than a second ago if
+    /// it was said before.
+    Active,
     /// The answer to [`ToConnection::Adopt`]. `waiting`: there has been no [`ToConnection::Ready`] yet.
     Adopted {
         version: u32,

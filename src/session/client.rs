@@ -1,8 +1,12 @@
 //! A connection as its session sees it: a number, and a queue of what it is told.
 
-use std::{net::SocketAddr, os::fd::OwnedFd, sync::Arc};
+use std::{
+    net::SocketAddr,
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex, PoisonError},
+};
 
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 
 use super::state::ConnectionId;
 use crate::{names::SessionId, transcript::Reader};
@@ -23,6 +27,8 @@ pub enum ToClient {
     Progress(String),
     /// Something that users are to know, and that does not end the session.
     Notice(String),
+    /// Something that is about to happen, for people.
+    Warning(String),
     Terminate(String),
 }
 
@@ -43,6 +49,34 @@ pub struct Client {
     pub outgoing: mpsc::Sender<ToClient>,
     /// Whether it has been attached by an earlier supervisor, and not been told that its session is ready.
     pub waiting: bool,
+    pub activity: Arc<Activity>,
+}
+
+/// When something last went between a client and its session, as far as its connection's process tells.
+#[derive(Debug)]
+pub struct Activity {
+    /// `None`: the process is of a version that does not tell.
+    last: Option<Mutex<Instant>>,
+}
+
+impl Activity {
+    /// Of a client that has come now; `told` says whether its process tells more.
+    pub fn new(told: bool) -> Self {
+        Self { last: told.then(|| Mutex::new(Instant::now())) }
+    }
+
+    /// There has been some.
+    pub fn seen(&self) {
+        if let Some(last) = &self.last {
+            *last.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        }
+    }
+
+    /// The last time; now, if that cannot be known.
+    pub(super) fn last(&self) -> Instant {
+        let last = self.last.as_ref().map(|last| *last.lock().unwrap_or_else(PoisonError::into_inner));
+        last.unwrap_or_else(Instant::now)
+    }
 }
 
 impl Client {

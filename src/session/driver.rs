@@ -1,5 +1,6 @@
 //! The one task that holds a session: it feeds the state machine and carries its actions out.
 
+mod limits;
 mod making;
 mod ports;
 mod services;
@@ -23,6 +24,7 @@ use super::{
     agents::Agents,
     client::{Client, ToClient},
     environment::{Life, SetUp},
+    idle::{Cpu, Idle},
     log::Log,
     ports::{ExposedPort, Ports},
     registry::Inner,
@@ -78,6 +80,8 @@ pub(super) enum Event {
     ServiceEnded(String),
     /// Somebody wants to read what is said in the session.
     Logs(oneshot::Sender<Vec<Arc<Log>>>),
+    /// What the session's processes have used, if that is counted.
+    Looked(Option<Cpu>),
     Destroyed(Result<(), steps::DestroyError>),
 }
 
@@ -115,6 +119,12 @@ pub(super) struct Driver {
     welcomes: HashMap<ConnectionId, DropGuard>,
     /// There is one as soon as there is a record.
     log: Option<Arc<Log>>,
+    /// Clients have been told that the session's lifetime is nearly over.
+    warned: bool,
+    /// There while it matters whether the session is used.
+    idle: Option<Idle>,
+    /// [`Event::Looked`] is on its way.
+    looking: bool,
 }
 
 impl Driver {
@@ -148,6 +158,9 @@ impl Driver {
             agents: Agents::new(),
             welcomes: HashMap::new(),
             log: None,
+            warned: false,
+            idle: None,
+            looking: false,
         }
     }
 
@@ -219,6 +232,7 @@ impl Driver {
                 State::Running(running) => running.deadline(&self.policy),
                 State::Grace(grace) => Some(grace.deadline(&self.policy)),
             };
+            let (warning, look) = (self.warning_due(), self.look_due(&state));
             let next = tokio::select! {
                 event = self.events.recv() => match event {
                     Some(Event::Created(Err(error))) => return self.creation_failed(state, *error),
@@ -228,6 +242,14 @@ impl Driver {
                 () = gone(self.init.as_ref()) => {
                     self.init = None;
                     stop(state, Reason::ContainerDied)
+                }
+                () = until(warning) => {
+                    self.warn();
+                    (state, vec![])
+                }
+                () = moment(look) => {
+                    self.look();
+                    (state, vec![])
                 }
                 () = until(deadline) => match state {
                     State::SettingUp(setting_up) => setting_up.tick(SystemTime::now(), &self.policy),
@@ -256,17 +278,7 @@ impl Driver {
                     State::Stopping(stopping) => stopping.attach(id),
                 }
             }
-            Event::Detach(id) => {
-                self.clients.remove(&id);
-                self.welcomes.remove(&id);
-                self.agents.forget(id);
-                match state {
-                    State::Creating(creating) => creating.detach(id),
-                    State::SettingUp(setting_up) => setting_up.detach(id, now, &self.policy),
-                    State::Running(running) => running.detach(id, now, &self.policy),
-                    State::Grace(_) | State::Stopping(_) => (state, vec![]),
-                }
-            }
+            Event::Detach(id) => self.detached(state, id),
             Event::Stop(reason) => {
                 self.creation.cancel();
                 stop(state, reason)
@@ -333,6 +345,7 @@ impl Driver {
                 let _ = reply.send(self.log.iter().cloned().chain(of_services).collect());
                 (state, vec![])
             }
+            Event::Looked(cpu) => self.looked(state, cpu),
             Event::Destroyed(result) => {
                 if let Err(error) = result {
                     tracing::error!("{error}; trying again in {:?}", self.retry);
@@ -341,6 +354,23 @@ impl Driver {
                 }
                 (state, vec![])
             }
+        }
+    }
+
+    fn detached(&mut self, state: State, id: ConnectionId) -> Next {
+        let now = SystemTime::now();
+        if let Some(gone) = self.clients.remove(&id)
+            && let Some(idle) = &mut self.idle
+        {
+            idle.used_at(gone.activity.last());
+        }
+        self.welcomes.remove(&id);
+        self.agents.forget(id);
+        match state {
+            State::Creating(creating) => creating.detach(id),
+            State::SettingUp(setting_up) => setting_up.detach(id, now, &self.policy),
+            State::Running(running) => running.detach(id, now, &self.policy),
+            State::Grace(_) | State::Stopping(_) => (state, vec![]),
         }
     }
 
@@ -386,6 +416,9 @@ impl Driver {
             Ok(init) => {
                 client.tell(ToClient::Attached { session: record.id.clone(), init });
                 self.agents.expect(id);
+                if self.warned {
+                    client.tell(self.last_warning());
+                }
                 if let Some(transcript) = &self.transcript {
                     client.tell(ToClient::Output(transcript.reader()));
                 }
@@ -445,7 +478,8 @@ fn speaks_our_protocol(record: &SessionRecord) -> bool {
 }
 
 fn policy(life: &Life, created_at: SystemTime) -> Policy {
-    Policy { alone: life.alone, ends_at: life.max_lifetime.map(|lifetime| created_at + lifetime) }
+    let ends_at = life.max_lifetime.map(|lifetime| created_at + lifetime);
+    Policy { alone: life.alone, ends_at, idle: life.idle }
 }
 
 fn stop(state: State, reason: Reason) -> Next {
@@ -468,6 +502,13 @@ async fn gone(init: Option<&AsyncFd<OwnedFd>>) {
                 std::future::pending::<()>().await;
             }
         }
+    }
+}
+
+async fn moment(moment: Option<tokio::time::Instant>) {
+    match moment {
+        None => std::future::pending().await,
+        Some(moment) => tokio::time::sleep_until(moment).await,
     }
 }
 

@@ -67,6 +67,8 @@ pub struct Life {
     pub alone: Alone,
     /// How long it lives at most; `None` = for ever.
     pub max_lifetime: Option<Duration>,
+    /// How long nobody may use it before its connections are closed; `None` = for ever.
+    pub idle: Option<Duration>,
 }
 
 /// Why there is no environment for a session.
@@ -295,6 +297,7 @@ impl Life {
                 Mode::Persistent => Alone::Stays,
             },
             max_lifetime: limited.then_some(config.session.max_lifetime),
+            idle: config.session.idle_timeout,
         }
     }
 }

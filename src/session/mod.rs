@@ -15,6 +15,7 @@ mod driver;
 pub mod environment;
 pub mod evidence;
 pub mod homes;
+mod idle;
 pub mod inside;
 mod leaks;
 pub mod log;
@@ -29,7 +30,7 @@ mod volumes;
 
 pub use self::{
     build::BuildFailure,
-    client::{Client, Origin, ToClient},
+    client::{Activity, Client, Origin, ToClient},
     containers::socket_of,
     description::{Description, DescriptionError},
     driver::View,

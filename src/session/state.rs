@@ -44,6 +44,8 @@ pub struct Policy {
     pub alone: Alone,
     /// When the session ends whatever is connected; `None` = never.
     pub ends_at: Option<SystemTime>,
+    /// How long nobody may use it before its connections are closed; `None` = for ever.
+    pub idle: Option<Duration>,
 }
 
 /// Why a session ends: goes into the audit log.
@@ -51,6 +53,8 @@ pub struct Policy {
 pub enum Reason {
     Disconnect,
     GraceExpired,
+    /// Nobody has used it, and it does not stay without connections.
+    IdleTimeout,
     MaxLifetime,
     /// An administrator asked for it.
     Stop,
@@ -72,6 +76,7 @@ impl Reason {
         match self {
             Self::Disconnect => "disconnect",
             Self::GraceExpired => "grace-expired",
+            Self::IdleTimeout => "idle-timeout",
             Self::MaxLifetime => "max-lifetime",
             Self::Stop => "stop",
             Self::Shutdown => "shutdown",
@@ -85,7 +90,7 @@ impl Reason {
     /// What connected users are told, or `None` if there is nobody, or they know.
     fn notice(&self) -> Option<&'static str> {
         match self {
-            Self::Disconnect | Self::GraceExpired | Self::SetUpFailed => None,
+            Self::Disconnect | Self::GraceExpired | Self::IdleTimeout | Self::SetUpFailed => None,
             Self::Reconcile => Some("the server was restarted before the session was ready; connect again"),
             Self::Incompatible => {
                 Some("the server was replaced by a version that cannot go on with this session; connect again")
@@ -348,6 +353,15 @@ impl Running {
         } else {
             (State::Running(self), vec![])
         }
+    }
+
+    /// Nobody has used it for too long: everybody is told, and what becomes of it is what becomes of any that is left alone.
+    pub fn idle(self, message: &str, now: SystemTime, policy: &Policy) -> Next {
+        let mut actions: Vec<_> =
+            self.connections.into_iter().map(|c| Action::Terminate(c, message.to_owned())).collect();
+        let (state, following) = abandoned(now, policy, Reason::IdleTimeout);
+        actions.extend(following);
+        (state, actions)
     }
 
     pub fn stop(self, reason: Reason) -> Next {

@@ -31,7 +31,7 @@ use super::{
 use crate::{
     errors::chain,
     protocol::{self, FromConnection, KeyVerdict, Serve, SshSettings, ToConnection, wire::AsyncSocket},
-    session::{Client, SessionKey, ToClient, state::ConnectionId},
+    session::{Activity, Client, SessionKey, ToClient, state::ConnectionId},
     state::ConnectionRecord,
     sys::pidfd::Held,
     transcript::Reader,
@@ -81,6 +81,7 @@ pub(super) struct Connection {
     output: VecDeque<Reader>,
     /// Words about the client's agent.
     agent_words: u32,
+    activity: Arc<Activity>,
 }
 
 /// How the supervisor's part in a connection ended.
@@ -134,6 +135,7 @@ pub(super) async fn serve(
         trail,
         output: VecDeque::new(),
         agent_words: 0,
+        activity: Arc::new(Activity::new(true)),
     };
     let result = connection.start(stream, spool).await;
     let offence = connection.offence();
@@ -157,6 +159,7 @@ pub(super) async fn adopted(
     key: SessionKey,
     Greeted { control, waiting, version }: Greeted,
     (to_client, from_session): (mpsc::Sender<ToClient>, mpsc::Receiver<ToClient>),
+    activity: Arc<Activity>,
 ) {
     let id = record.id;
     let login = Login { key, fingerprint: record.fingerprint };
@@ -180,6 +183,7 @@ pub(super) async fn adopted(
         trail,
         output: VecDeque::new(),
         agent_words: 0,
+        activity,
     };
     let result = connection.run().await;
     drop(connection);
@@ -382,9 +386,11 @@ impl Connection {
                 login.key.project = login.key.project.take().or(project);
                 self.trail.identify(login);
                 let (origin, outgoing) = (self.trail.origin(), self.to_client.clone());
-                let client = Client { id: self.id, origin, outgoing, waiting: false };
+                let activity = self.activity.clone();
+                let client = Client { id: self.id, origin, outgoing, waiting: false, activity };
                 self.supervisor.sessions.attach(&login.key, client, self.supervisor.config());
             }
+            FromConnection::Active => self.activity.seen(),
             FromConnection::Begun { run, command } => {
                 if !self.attached {
                     return Err(ClientError::Protocol("a command without session"));
@@ -455,6 +461,12 @@ impl Connection {
                 // An older process does not know such messages, and its user can still read the log.
                 if self.version >= 5 {
                     self.tell(&ToConnection::Notice { message }, &[]).await?;
+                }
+                Ok(false)
+            }
+            ToClient::Warning(message) => {
+                if self.version >= 6 {
+                    self.tell(&ToConnection::Warning { message }, &[]).await?;
                 }
                 Ok(false)
             }

@@ -15,7 +15,7 @@ use crate::{
     errors::chain,
     names::SessionId,
     protocol::{self, FromConnection, ToConnection, wire::AsyncSocket},
-    session::{Client, Origin, SessionKey},
+    session::{Activity, Client, Origin, SessionKey},
     state::{ConnectionRecord, Kind, Phase, SessionRecord, StateError},
     sys::seqpacket,
 };
@@ -110,9 +110,11 @@ pub(super) async fn reconcile(supervisor: &Arc<Supervisor>) -> Result<(), StateE
         for (connection, greeted) in returned.remove(&record.id).unwrap_or_default() {
             let (outgoing, from_session) = mpsc::channel(Client::QUEUE);
             let origin = Arc::new(Origin { peer: connection.peer, fingerprint: connection.fingerprint.clone() });
-            clients.push(Client { id: connection.id, origin, outgoing: outgoing.clone(), waiting: greeted.waiting });
+            let activity = Arc::new(Activity::new(greeted.version >= 6));
+            let (id, told, seen) = (connection.id, outgoing.clone(), activity.clone());
+            clients.push(Client { id, origin, outgoing: told, waiting: greeted.waiting, activity: seen });
             let channel = (outgoing, from_session);
-            let task = client::adopted(supervisor.clone(), connection, key.clone(), greeted, channel);
+            let task = client::adopted(supervisor.clone(), connection, key.clone(), greeted, channel, activity);
             supervisor.clients.spawn(task);
         }
         tracing::info!(session = %record.id, connections = clients.len(), "found a session of an earlier server");

@@ -191,6 +191,6 @@ fn environment(key: &SessionKey, image: &Image, config: &Config) -> Environment 
         egress: None,
         egress_of_builds: None,
         home: None,
-        life: Life { mode: Mode::DestroyOnDisconnect, alone: Alone::Ends, max_lifetime: None },
+        life: Life { mode: Mode::DestroyOnDisconnect, alone: Alone::Ends, max_lifetime: None, idle: None },
     }
 }

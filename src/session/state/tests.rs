@@ -2,9 +2,9 @@ use super::*;
 use proptest::prelude::*;
 
 const NOW: SystemTime = SystemTime::UNIX_EPOCH;
-const GRACE: Policy = Policy { alone: Alone::Waits(Duration::from_secs(60)), ends_at: None };
-const STAY: Policy = Policy { alone: Alone::Stays, ends_at: None };
-const DESTROY: Policy = Policy { alone: Alone::Ends, ends_at: None };
+const GRACE: Policy = Policy { alone: Alone::Waits(Duration::from_secs(60)), ends_at: None, idle: None };
+const STAY: Policy = Policy { alone: Alone::Stays, ends_at: None, idle: None };
+const DESTROY: Policy = Policy { alone: Alone::Ends, ends_at: None, idle: None };
 
 fn running(connections: &[ConnectionId]) -> Running {
     Running { connections: connections.iter().copied().collect() }
@@ -73,7 +73,7 @@ fn after_a_restart_those_are_welcomed_who_were_not_and_those_who_came_too_early_
 
 #[test]
 fn zero_grace_destroys() {
-    let policy = Policy { alone: Alone::Waits(Duration::ZERO), ends_at: None };
+    let policy = Policy { alone: Alone::Waits(Duration::ZERO), ends_at: None, idle: None };
     let (_, actions) = running(&[1]).detach(1, NOW, &policy);
     assert_eq!(actions, [Action::Destroy(Reason::Disconnect)]);
 }
@@ -113,6 +113,17 @@ fn the_lifetime_ends_a_session_that_is_in_use_and_says_so() {
     let (_, actions) = running(&[1]).tick(NOW, &policy);
     assert!(matches!(&actions[..], [Action::Terminate(1, text), Action::Destroy(Reason::MaxLifetime)]
         if text.contains("maximum lifetime")));
+}
+
+#[test]
+fn an_idle_session_loses_its_connections_and_goes_where_its_mode_says() {
+    let told = |id| Action::Terminate(id, "idle".to_owned());
+    let idle = |policy| running(&[1, 2]).idle("idle", NOW, policy);
+    assert_eq!(idle(&DESTROY).1, [told(1), told(2), Action::Destroy(Reason::IdleTimeout)]);
+    let deadline = NOW + Duration::from_secs(60);
+    let waits = State::Grace(Grace { deadline });
+    assert_eq!(idle(&GRACE), (waits, vec![told(1), told(2), Action::RecordGrace(deadline)]));
+    assert_eq!(idle(&STAY), (State::Running(running(&[])), vec![told(1), told(2), Action::RecordRunning]));
 }
 
 #[test]
