@@ -49,6 +49,11 @@ pub enum Event<'a> {
         identity: &'a Identity,
         reason: &'a str,
     },
+    /// The key of somebody who is logged in does not log in any more.
+    AuthRevoked {
+        who: Who<'a>,
+        reason: &'a str,
+    },
     /// From now on connections from `source` are refused, for `seconds` or longer.
     Penalty {
         source: IpAddr,
@@ -160,6 +165,7 @@ impl Audit {
             Event::ForwardOpen { kind, .. } => self.metrics.forward(forward_name(*kind)),
             // Said otherwise, or gauges.
             Event::Penalty { .. }
+            | Event::AuthRevoked { .. }
             | Event::SessionRefused { .. }
             | Event::Connect { .. }
             | Event::Disconnect { .. }
@@ -202,6 +208,7 @@ fn describe(event: &Event<'_>, now: SystemTime) -> (&'static str, Value) {
         Event::Penalty { source, offence, seconds } => {
             ("auth.penalty", json!({"remote": source.to_string(), "reason": offence, "seconds": seconds}))
         }
+        Event::AuthRevoked { who, reason } => ("auth.revoked", with_who(who, json!({"reason": reason}))),
         Event::LimitRefused { who, limit } => ("limit.refused", with_who(who, json!({"reason": limit}))),
         Event::SessionRefused { who, reason } => ("session.refused", with_who(who, json!({"reason": reason}))),
         Event::ContainerCreate { key, session, image } => {
@@ -292,6 +299,7 @@ mod tests {
         for event in [
             Event::AuthOk { key, peer: peer(), identity: &identity },
             Event::AuthFail { login: HOSTILE, peer: peer(), identity: &identity, reason: HOSTILE },
+            Event::AuthRevoked { who, reason: HOSTILE },
             Event::Penalty { source: peer().ip(), offence: "authfail", seconds: 20 },
             Event::LimitRefused { who, limit: "max_per_user" },
             Event::SessionRefused { who, reason: HOSTILE },

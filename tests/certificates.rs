@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use common::{Host, Output, Run, ssh::make_key};
+use common::{Host, Output, Run, command::finish, eventually, ssh::make_key};
 
 /// A host that trusts a CA, whose list of revoked keys is empty.
 struct Town {
@@ -309,4 +309,23 @@ fn a_missing_file_of_cas_is_reported_and_lets_no_certificate_in() {
     fs::write(town.path("cas"), format!("restrict {}\n{}\n", public(&town.ca), public(&town.ca))).unwrap();
     town.log_in("ada", &key).ok();
     assert!(town.host.log().contains("cas:1: the key is not used"), "{}", town.host.log());
+}
+
+#[test]
+fn revoking_a_certificate_ends_the_connections_that_it_has_logged_in() {
+    let town = Town::new(&["-t", "ed25519"]);
+    let (key, other) = (town.certificate("key", &["-n", "ada", "-z", "7"]), town.certificate("other", &["-n", "ada"]));
+    let [revoked, stays] = [&key, &other].map(|key| town.host.ssh("ada", "sleep 1000").key(key).spawn());
+    eventually("both are connected", || town.host.connections("ada").len() == 2);
+    // Nobody can log in by a list that is broken, and nobody is thrown out by it.
+    fs::write(town.path("revoked"), b"SSHKRL\n\0broken").unwrap();
+    eventually("the list is looked at", || town.host.log().contains("of connections that are open: "));
+    town.revoke_spec("serial: 7");
+    finish("its client", revoked).stderr_has("podspawn: disconnected: your key is not accepted any more\n");
+    assert_eq!(town.host.connections("ada").len(), 1);
+    town.host.podspawn(["stop", "ada"]).run().ok();
+    finish("the other's client", stays).stderr_has("stopped by the administrator");
+    let audit = town.host.audit();
+    let ended = audit.iter().find(|event| event["event"] == "auth.revoked").unwrap();
+    assert_eq!(ended["reason"], "it is revoked");
 }

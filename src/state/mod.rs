@@ -88,6 +88,10 @@ const MIGRATIONS: &[&str] = &[
     "
     ALTER TABLE sessions ADD COLUMN ports TEXT;
 ",
+    "
+    ALTER TABLE connections ADD COLUMN credential BLOB;
+    ALTER TABLE connections ADD COLUMN logged_in_ms INTEGER NOT NULL DEFAULT 0;
+",
 ];
 
 /// Ids that a container has: 0..65536.
@@ -374,9 +378,18 @@ impl State {
         let id = i64::try_from(record.id).unwrap_or(i64::MAX);
         let (pid, starttime) = (record.process.0, i64::try_from(record.process.1).unwrap_or(i64::MAX));
         self.execute(
-            "INSERT OR REPLACE INTO connections (id, session, peer, fingerprint, pid, starttime)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-            params![id, record.session.as_str(), record.peer.to_string(), record.fingerprint, pid, starttime],
+            "INSERT OR REPLACE INTO connections (id, session, peer, fingerprint, pid, starttime, credential, logged_in_ms)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            params![
+                id,
+                record.session.as_str(),
+                record.peer.to_string(),
+                record.fingerprint,
+                pid,
+                starttime,
+                record.credential,
+                millis(record.logged_in)
+            ],
         )
     }
 
@@ -389,7 +402,8 @@ impl State {
     pub fn connections(&self) -> Result<Vec<ConnectionRecord>, StateError> {
         self.rows(
             &self.connection(),
-            "SELECT id, session, peer, fingerprint, pid, starttime FROM connections ORDER BY id",
+            "SELECT id, session, peer, fingerprint, pid, starttime, credential, logged_in_ms
+             FROM connections ORDER BY id",
             records::connection_from_row,
         )
     }

@@ -192,6 +192,9 @@ pub struct ConnectionRecord {
     pub fingerprint: String,
     /// Pid and start time of its process.
     pub process: (i32, u64),
+    /// Public key or certificate; `None` if an earlier version has not written it down.
+    pub credential: Option<Vec<u8>>,
+    pub logged_in: SystemTime,
 }
 
 /// The word for a mode in the database.
@@ -293,6 +296,7 @@ pub(super) fn connection_from_row(row: &Row<'_>) -> rusqlite::Result<Result<Conn
     let (id, session, peer, fingerprint): (i64, String, String, String) =
         (row.get("id")?, row.get("session")?, row.get("peer")?, row.get("fingerprint")?);
     let (pid, starttime): (i32, i64) = (row.get("pid")?, row.get("starttime")?);
+    let (credential, logged_in) = (row.get("credential")?, row.get("logged_in_ms")?);
     let parse = || -> Result<ConnectionRecord, String> {
         Ok(ConnectionRecord {
             id: u64::try_from(id).map_err(text)?,
@@ -300,6 +304,8 @@ pub(super) fn connection_from_row(row: &Row<'_>) -> rusqlite::Result<Result<Conn
             peer: peer.parse().map_err(text)?,
             fingerprint,
             process: (pid, u64::try_from(starttime).map_err(text)?),
+            credential,
+            logged_in: time(logged_in),
         })
     };
     Ok(parse())

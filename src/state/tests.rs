@@ -48,6 +48,8 @@ fn what_is_written_is_read_again() {
         peer: "[::1]:22".parse().unwrap(),
         fingerprint: "SHA256:x".to_owned(),
         process: (43, 100),
+        credential: Some(b"key".to_vec()),
+        logged_in: deadline,
     };
     state.insert_connection(&connection).unwrap();
     drop(state);

@@ -24,6 +24,7 @@ use super::{
     penalties::Offence,
     pool::{self, Process},
     reconcile::Greeted,
+    revocation::Watch,
     startups::Startup,
     trail::Trail,
     unsettled::Pending,
@@ -82,6 +83,7 @@ pub(super) struct Connection {
     /// Words about the client's agent.
     agent_words: u32,
     activity: Arc<Activity>,
+    watch: Watch,
 }
 
 /// How the supervisor's part in a connection ended.
@@ -136,6 +138,7 @@ pub(super) async fn serve(
         output: VecDeque::new(),
         agent_words: 0,
         activity: Arc::new(Activity::new(true)),
+        watch: Watch::new(),
     };
     let result = connection.start(stream, spool).await;
     let offence = connection.offence();
@@ -162,14 +165,15 @@ pub(super) async fn adopted(
     activity: Arc<Activity>,
 ) {
     let id = record.id;
-    let login = Login { key, fingerprint: record.fingerprint };
-    let mut trail = Trail::new(&supervisor, id, record.peer);
+    let ConnectionRecord { process, peer, fingerprint, credential, logged_in: at, .. } = record;
+    let login = Login { key, fingerprint, credential, at, stamps: None };
+    let mut trail = Trail::new(&supervisor, id, peer);
     trail.adopt(&login, &record.session);
     let mut connection = Connection {
         supervisor: supervisor.clone(),
         id,
-        process: record.process,
-        peer: record.peer,
+        process,
+        peer,
         control,
         version,
         from_session,
@@ -184,14 +188,15 @@ pub(super) async fn adopted(
         output: VecDeque::new(),
         agent_words: 0,
         activity,
+        watch: Watch::new(),
     };
     let result = connection.run().await;
     drop(connection);
-    if report(id, record.peer, result) == Outcome::Left {
+    if report(id, peer, result) == Outcome::Left {
         return;
     }
     supervisor.sessions.detach(id);
-    end_adopted(record.process, id).await;
+    end_adopted(process, id).await;
     supervisor.forget_connection(id).await;
     pool::remove_socket(&supervisor.pool.socket(id));
 }
@@ -322,6 +327,11 @@ impl Connection {
                         self.tell(&ToConnection::Output { text: text.to_vec() }, &[]).await?;
                     }
                 }
+                () = self.watch.due(), if self.login.is_some() => {
+                    if self.has_lost_its_key().await? {
+                        return Ok(Outcome::Ended);
+                    }
+                }
                 () = leaving.cancelled() => {
                     return if self.attached { self.hand_over().await } else { Ok(Outcome::Ended) };
                 }
@@ -421,6 +431,14 @@ impl Connection {
         Ok(())
     }
 
+    /// Ends the connection if its key would not log in any more; returns whether it did.
+    async fn has_lost_its_key(&mut self) -> Result<bool, ClientError> {
+        let Some(login) = &mut self.login else { return Ok(false) };
+        let Some(refusal) = self.watch.look(&self.supervisor, login, self.peer).await else { return Ok(false) };
+        self.trail.revoked(login, &chain(refusal));
+        self.pass_on(ToClient::Terminate("disconnected: your key is not accepted any more".to_owned())).await
+    }
+
     /// Tells the process what its session says. Returns whether that was the last word.
     async fn pass_on(&mut self, message: ToClient) -> Result<bool, ClientError> {
         // What has been said comes before what it has led to.
@@ -446,6 +464,8 @@ impl Connection {
                         peer: self.peer,
                         fingerprint: login.fingerprint.clone(),
                         process: self.process,
+                        credential: login.credential.clone(),
+                        logged_in: login.at,
                     };
                     self.supervisor.remember_connection(record).await;
                     self.trail.connected(login, &session, self.began.elapsed());

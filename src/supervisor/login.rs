@@ -10,7 +10,7 @@ use std::{
     time::SystemTime,
 };
 
-use super::Supervisor;
+use super::{Supervisor, revocation::Stamps};
 use crate::{
     access::{Attempt, Credential, Identity, Judgement, Refusal, Rules},
     audit,
@@ -31,6 +31,11 @@ const MAX_SAID: usize = 1000;
 pub(super) struct Login {
     pub(super) key: SessionKey,
     pub(super) fingerprint: String,
+    /// Public key or certificate; `None` if an earlier supervisor has not written it down.
+    pub(super) credential: Option<Vec<u8>>,
+    pub(super) at: SystemTime,
+    /// The files that said yes, if that was in this supervisor's time.
+    pub(super) stamps: Option<Stamps>,
 }
 
 /// A question of a connection process.
@@ -50,8 +55,14 @@ pub(super) async fn judge(supervisor: &Supervisor, question: Question) -> Option
     let parsed = parse_login(&login);
     let user = parsed.as_ref().map(|session| session.user.clone());
     let rules = supervisor.config().access();
-    let looked_up = tokio::task::spawn_blocking(move || look_up(&rules, user.as_ref(), &blob, proved, peer)).await;
-    let Ok((identity, (verdict, warnings))) = looked_up else {
+    let at = SystemTime::now();
+    let looked_up = tokio::task::spawn_blocking(move || {
+        // Before they are read: a file that changes in between is read again.
+        let stamps = user.as_ref().map(|user| Stamps::of(&rules, user));
+        let judged = look_up(&rules, user.as_ref(), &blob, proved, (peer, at));
+        (judged, stamps, blob)
+    });
+    let Ok(((identity, (verdict, warnings)), stamps, blob)) = looked_up.await else {
         tracing::error!("looking up a key has failed");
         return None;
     };
@@ -64,7 +75,7 @@ pub(super) async fn judge(supervisor: &Supervisor, question: Question) -> Option
             if proved {
                 supervisor.audit.record(&audit::Event::AuthOk { key: &session, peer, identity: &identity });
             }
-            Some((Login { key: session, fingerprint }, options))
+            Some((Login { key: session, fingerprint, credential: Some(blob), at, stamps }, options))
         }
         (_, verdict) => {
             let reason = chain(verdict.err().unwrap_or(Refusal::Name));
@@ -84,14 +95,14 @@ fn look_up(
     user: Option<&UserName>,
     blob: &[u8],
     proved: bool,
-    peer: SocketAddr,
+    (peer, now): (SocketAddr, SystemTime),
 ) -> (Identity, Judgement) {
     let Some(credential) = Credential::parse(blob) else {
         return (Identity::unknown(), (Err(Refusal::Unreadable), Vec::new()));
     };
     let identity = credential.identity();
     let Some(user) = user else { return (identity, (Err(Refusal::Name), Vec::new())) };
-    let attempt = Attempt { user, credential: &credential, peer: peer.ip().to_canonical(), now: SystemTime::now() };
+    let attempt = Attempt { user, credential: &credential, peer: peer.ip().to_canonical(), now };
     let judgement = if proved { rules.judge(&attempt) } else { rules.worth_a_proof(&attempt) };
     (identity, judgement)
 }
@@ -112,7 +123,7 @@ fn parse_login(login: &str) -> Option<SessionKey> {
 pub(super) struct Said(Mutex<HashSet<String>>);
 
 impl Said {
-    fn say_once(&self, warning: String) {
+    pub(super) fn say_once(&self, warning: String) {
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if said.len() >= MAX_SAID {
             said.clear();

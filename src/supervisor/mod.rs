@@ -22,6 +22,7 @@ mod login;
 mod penalties;
 mod pool;
 mod reconcile;
+mod revocation;
 mod signals;
 mod start;
 mod startups;

@@ -123,6 +123,11 @@ impl Trail {
         self.audit.record(&Event::SessionRefused { who: self.who(login), reason });
     }
 
+    /// Its key does not log in any more, and so the server ends it.
+    pub(super) fn revoked(&self, login: &Login, reason: &str) {
+        self.audit.record(&Event::AuthRevoked { who: self.who(login), reason });
+    }
+
     /// The server ends it.
     pub(super) fn told(&mut self, farewell: &str) {
         self.farewell = Some(farewell.to_owned());
