@@ -224,16 +224,11 @@ pub async fn run(
     }
 }
 
-/// Tries to connect to a TCP address from inside the container, as its own processes would.
+/// Connects to a TCP address from inside the container, as its own processes would: a non-blocking socket of its network.
 ///
 /// # Errors
 /// The outer one is about the container, the inner one says why there was no connection.
-pub async fn connect(socket: &Path, to: SocketAddr, limit: Duration) -> Result<io::Result<()>, InsideError> {
-    Ok(dial(socket, to, limit).await?.map(drop))
-}
-
-/// As [`connect`], for who wants the connection: a non-blocking socket of the container's network.
-pub async fn dial(socket: &Path, to: SocketAddr, limit: Duration) -> Result<io::Result<OwnedFd>, InsideError> {
+pub async fn connect(socket: &Path, to: SocketAddr, limit: Duration) -> Result<io::Result<OwnedFd>, InsideError> {
     let socket = seqpacket::connect(socket).and_then(AsyncSocket::new).map_err(InsideError::Connect)?;
     let answer = timeout(ANSWER_LIMIT, async {
         socket.send(&ToInit::Connect { id: ID, to: Address::Tcp(to) }, &[]).await?;

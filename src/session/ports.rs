@@ -193,7 +193,7 @@ async fn serve(listener: TcpListener, init: PathBuf, port: u16) {
 async fn carry(mut outer: TcpStream, init: &Path, port: u16) -> io::Result<()> {
     let mut inner = Err(io::ErrorKind::ConnectionRefused.into());
     for address in [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()] {
-        inner = inside::dial(init, SocketAddr::new(address, port), DIAL_LIMIT).await.map_err(io::Error::other)?;
+        inner = inside::connect(init, SocketAddr::new(address, port), DIAL_LIMIT).await.map_err(io::Error::other)?;
         if inner.is_ok() {
             break;
         }

@@ -1,10 +1,16 @@
 //! When a service is ready: its command succeeds, or each of its ports accepts a connection, or it just runs.
 //!
+//! Databases accept connections before they serve any. Those that say so are asked, on the ports that are known to be theirs.
+//!
 //! Asked from inside its container, where its own clients' way to it begins: from the host there is none.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr, os::fd::OwnedFd, time::Duration};
 
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::{Instant, sleep, timeout, timeout_at},
+};
 
 use super::{
     Member, ServiceError,
@@ -21,6 +27,23 @@ const POLL_MAX: Duration = Duration::from_millis(500);
 
 /// How long a port may take to accept a connection that comes from its own machine.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long somebody who was asked may keep silent, who then is no such database.
+const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+
+/// What is asked on a port, and what in the answer says that it is too early.
+struct Question {
+    port: u16,
+    ask: &'static [u8],
+    not_yet: &'static [u8],
+}
+
+const QUESTIONS: [Question; 2] = [
+    // PostgreSQL, "Message Formats": StartupMessage, and ErrorResponse with the code cannot_connect_now; as pg_isready does it.
+    Question { port: 5432, ask: b"\0\0\0\x29\0\x03\0\0user\0postgres\0database\0postgres\0\0", not_yet: b"C57P03\0" },
+    // Redis serialization protocol: it reads its data from disk.
+    Question { port: 6379, ask: b"PING\r\n", not_yet: b"-LOADING" },
+];
 
 /// Waits until the service is ready.
 ///
@@ -86,10 +109,65 @@ async fn once(member: &Member) -> Result<(), String> {
     for port in &member.plan.ports {
         let to = SocketAddr::from((member.address, *port));
         match inside::connect(&member.init, to, CONNECT_LIMIT).await {
-            Ok(Ok(())) => {}
+            Ok(Ok(connection)) => {
+                if is_too_early(*port, connection).await {
+                    return Err(format!("port {port}: the database is starting"));
+                }
+            }
             Ok(Err(error)) => return Err(format!("port {port}: {error}")),
             Err(error) => return Err(error.to_string()),
         }
     }
     Ok(())
+}
+
+/// Whether it is a database that says so itself. Who answers something else, or nothing, is taken as it is.
+async fn is_too_early(port: u16, connection: OwnedFd) -> bool {
+    let Some(question) = QUESTIONS.iter().find(|question| question.port == port) else { return false };
+    let asked = async {
+        let mut stream = TcpStream::from_std(connection.into())?;
+        stream.write_all(question.ask).await?;
+        let mut answer = [0; 1024];
+        let length = stream.read(&mut answer).await?;
+        Ok::<_, io::Error>(answer[..length].windows(question.not_yet.len()).any(|part| part == question.not_yet))
+    };
+    timeout(ANSWER_LIMIT, asked).await.is_ok_and(|answer| answer.unwrap_or(false))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// Whether a service that answers so on this port is not ready yet.
+    async fn judged(port: u16, answer: &'static [u8]) -> bool {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        client.set_nonblocking(true).unwrap();
+        let served = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut asked = [0; 100];
+            let length = stream.read(&mut asked).await.unwrap();
+            stream.write_all(answer).await.unwrap();
+            asked[..length].to_vec()
+        };
+        let (asked, early) = tokio::join!(served, is_too_early(port, client.into()));
+        if port == 5432 {
+            let length = u32::from_be_bytes(asked[..4].try_into().unwrap());
+            assert_eq!(length as usize, asked.len(), "the message says how long it is");
+        }
+        early
+    }
+
+    #[tokio::test]
+    async fn databases_that_are_starting_are_not_ready() {
+        let starting = b"E\0\0\0\x60SFATAL\0VFATAL\0C57P03\0Mthe database system is starting up\0\0";
+        assert!(judged(5432, starting).await);
+        assert!(!judged(5432, b"R\0\0\0\x17\0\0\0\x0aSCRAM-SHA-256\0\0").await);
+        assert!(!judged(5432, b"E\0\0\0\x60SFATAL\0VFATAL\0C28000\0Mrole does not exist\0\0").await);
+        assert!(judged(6379, b"-LOADING Redis is loading the dataset in memory\r\n").await);
+        assert!(!judged(6379, b"-NOAUTH Authentication required.\r\n").await);
+        assert!(!judged(6379, b"").await);
+    }
 }
