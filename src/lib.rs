@@ -22,6 +22,7 @@ pub mod client;
 pub mod config;
 pub mod connection;
 pub mod errors;
+pub mod faults;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 pub mod git;

@@ -177,6 +177,30 @@ fn a_program_that_could_not_serve_does_not_take_over() {
 }
 
 #[test]
+fn a_new_program_that_fails_to_start_goes_back_to_the_old_one() {
+    let mut host = Host::new().user("ada").prepare();
+    let program = installed(&host);
+    let fault = host.scratch().join("fault");
+    host.serve_with(|command| {
+        let mut other = Command::new(&program);
+        other.args(command.get_args()).env("PODSPAWN_FAULT", &fault);
+        *command = other;
+    });
+    let (old, ada) = (inode(&program), Stream::start(&host, "ada"));
+    fs::write(&fault, "fail start 1").unwrap();
+    replace(&program, &binary());
+    upgrade(&host);
+    assert!(host.log().contains("going back to the previous version: a test makes start fail"), "{}", host.log());
+    assert_eq!(inode(format!("/proc/{}/exe", host.pid())), old);
+    ada.flows();
+    host.ssh("ada", "hostname").run().ok().stdout("ada\n");
+    // Which does not keep it from the next one.
+    upgrade(&host);
+    assert_eq!(inode(format!("/proc/{}/exe", host.pid())), inode(&program));
+    ada.finish();
+}
+
+#[test]
 fn a_server_that_is_replaced_opens_and_closes_the_sockets_that_the_configuration_says() {
     let mut host = Host::new().user("ada").prepare();
     host.serve();

@@ -15,6 +15,7 @@ use super::{
 use crate::{
     cgroup::{self, Cgroup},
     errors::chain,
+    faults::{self, Point},
     image::Image,
     names::ContainerId,
     network::{self, Egress, Lease},
@@ -80,13 +81,17 @@ impl Context {
             security,
             volumes,
         } = blueprint;
+        faults::at(Point::Directories)?;
         let directory = self.container_directory(&id);
         runtime::rootfs::prepare(&directory, id_base).map_err(CreateError::Rootfs)?;
         let run = self.run_dir.join(id.session.as_str());
         std::fs::create_dir_all(&run).map_err(|e| CreateError::Directory(run.clone(), e))?;
+        faults::at(Point::InitSocket)?;
         let socket = self.socket(&id);
         let listener = seqpacket::listen(&socket, INIT_BACKLOG).map_err(|e| CreateError::Directory(socket, e))?;
+        faults::at(Point::CgroupJoin)?;
         let (join, join_fds) = cgroup.join().map_err(CreateError::Cgroup)?;
+        faults::at(Point::Network)?;
         let lease = Lease { container: id.clone(), address, egress };
         let segment = self.network.create(&lease).map_err(CreateError::Network)?;
         let spec = ContainerSpec {
@@ -108,13 +113,16 @@ impl Context {
             rlimits: runtime::possible(&RLIMITS).map_err(CreateError::Rlimits)?,
             shm_bytes: 64 << 20,
         };
+        faults::at(Point::Description)?;
         let description = Description { spec, limits: limits.clone(), volumes: volumes.sources };
         description.write(&self.run_dir).map_err(|e| CreateError::Directory(run, e))?;
+        faults::at(Point::Init)?;
         let more_fds: Vec<_> = join_fds.iter().chain(&volumes.mounts).map(OwnedFd::as_fd).collect();
         let container = self
             .spawner
             .create(&description.spec, segment.netns.as_fd(), listener.as_fd(), &more_fds)
             .map_err(CreateError::Container)?;
+        faults::at(Point::InitRecord)?;
         let starttime = container.starttime().map_err(CreateError::Died)?;
         self.state.set_container(&id, container.pid(), starttime, protocol::VERSION).map_err(CreateError::Record)?;
         Ok(container)

@@ -39,6 +39,7 @@ use crate::{
     cgroup::{self, Cgroups},
     config::{self, Config},
     errors::chain,
+    faults::{self, Injected, Point},
     image::{self, Image, Store},
     names::{ContainerId, InstanceTag, NameError, ProjectName, SessionId, UserName},
     network::{self, Egress, Lease, Network, Subnet},
@@ -170,6 +171,8 @@ pub enum CreateError {
     Container(#[source] RuntimeError),
     #[error("cannot read our own resource limits")]
     Rlimits(#[source] std::io::Error),
+    #[error(transparent)]
+    Injected(#[from] Injected),
     #[error("the container has died at once")]
     Died(#[source] std::io::Error),
 }
@@ -356,6 +359,7 @@ impl Context {
         };
         let count = config.security.userns_count.min(self.addresses());
         let slots = Slots { count, first_id: config.security.userns_first };
+        faults::at(Point::Record)?;
         let _recording = self.recording.lock().unwrap_or_else(PoisonError::into_inner);
         self.state.insert_session(&session, services, slots).map_err(CreateError::Record)
     }
@@ -383,10 +387,15 @@ impl Context {
         let names = services.iter().map(|(_, address, name, _)| (name.as_str(), *address));
         let hosts = network::hosts_file(names.chain([(hostname.as_str(), address)]));
 
+        faults::at(Point::Cgroup)?;
         let whole = self.cgroups.create(&record.id, &environment.limits).map_err(CreateError::Cgroup)?;
-        let part = |id: &ContainerId, limits: &cgroup::Limits| whole.child(id, limits).map_err(CreateError::Cgroup);
+        let part = |id: &ContainerId, limits: &cgroup::Limits| {
+            faults::at(Point::CgroupPart)?;
+            whole.child(id, limits).map_err(CreateError::Cgroup)
+        };
         let cgroup = if services.is_empty() { &whole } else { &part(&session, &cgroup::Limits::default())? };
 
+        faults::at(Point::Egress)?;
         // The configuration may have changed since the last session.
         self.network.set_egress(&egress(&config.network.egress)).map_err(CreateError::Network)?;
         let of_image = image_env(&images.session);
@@ -442,6 +451,7 @@ impl Context {
 
     /// Records the address of a container's slot.
     fn give_address(&self, id: &ContainerId, slot: u32) -> Result<Ipv4Addr, CreateError> {
+        faults::at(Point::Address)?;
         let address = self.network.address(slot).ok_or(CreateError::AddressesExhausted)?;
         self.state.set_address(id, address).map_err(CreateError::Record)?;
         Ok(address)
@@ -478,27 +488,32 @@ impl Context {
                 failures.push(format!("{what}: {why}"));
             }
         };
-        attempt("record", self.state.set_phase(id, Phase::Stopping).map_err(chain));
-        attempt("container", self.end_containers(record, container));
+        let at = |point| faults::at(point).map_err(chain);
+        let stopping = |()| self.state.set_phase(id, Phase::Stopping).map_err(chain);
+        attempt("record", at(Point::StoppingRecord).and_then(stopping));
+        attempt("container", at(Point::ContainersEnd).and_then(|()| self.end_containers(record, container)));
         let cgroup = self.cgroups.adopt(id);
-        let killed = cgroup.kill();
+        let killed = at(Point::CgroupEnd).and_then(|()| cgroup.kill().map_err(chain));
         if let Some(evidence) = &mut evidence {
             evidence.count(&cgroup);
         }
-        attempt("cgroup", killed.and_then(|()| cgroup.destroy()).map_err(chain));
+        attempt("cgroup", killed.and_then(|()| cgroup.destroy().map_err(chain)));
         for lease in leases(record) {
-            attempt("network", self.network.destroy(&lease).map_err(chain));
+            let destroyed = |()| self.network.destroy(&lease).map_err(chain);
+            attempt("network", at(Point::NetworkEnd).and_then(destroyed));
         }
         if let Some(evidence) = evidence {
+            attempt("evidence", at(Point::Evidence));
             evidence.finish();
         }
         for directory in [self.run_parent(id), self.directory(id)] {
-            attempt("directory", runtime::rootfs::remove(&directory).map_err(chain));
+            let removed = |()| runtime::rootfs::remove(&directory).map_err(chain);
+            attempt("directory", at(Point::DirectoriesEnd).and_then(removed));
         }
-        if failures.is_empty()
-            && let Err(error) = self.state.remove_session(id)
-        {
-            failures.push(format!("record: {}", chain(error)));
+        if failures.is_empty() {
+            let removed = |()| self.state.remove_session(id).map_err(chain);
+            let gone = at(Point::RecordEnd).and_then(removed).and_then(|()| at(Point::Gone));
+            failures.extend(gone.err().map(|why| format!("record: {why}")));
         }
         if failures.is_empty() { Ok(()) } else { Err(DestroyError { session: id.clone(), failures }) }
     }

@@ -42,6 +42,7 @@ use crate::{
         service_user,
     },
     errors::chain,
+    faults::{self, Injected, Point},
     image::{ImageError, Store},
     network::{
         self, Network, NetworkError, Subnet,
@@ -86,6 +87,8 @@ pub enum StartError {
     Listen(SocketAddr, #[source] io::Error),
     #[error("cannot wait for children of the previous program")]
     Children(#[source] io::Error),
+    #[error(transparent)]
+    Injected(#[from] Injected),
     #[error("cannot execute {}", .0.display())]
     Upgrade(PathBuf, #[source] io::Error),
     #[error("cannot prepare the host keys")]
@@ -175,6 +178,7 @@ pub(super) async fn start(
         async move { supervisor.admission.keep_logging().await }
     });
     tasks.spawn(watchdog::keep_alive());
+    faults::at(Point::Start)?;
     // From here on nothing fails.
     program.forget_previous();
     for (address, listener) in listeners.ssh.drain(..) {

@@ -305,6 +305,15 @@ impl Host {
         status.unwrap()
     }
 
+    /// Whether the server has ended by itself; then another one may be started.
+    pub fn has_ended(&mut self) -> bool {
+        let ended = self.server.as_mut().is_none_or(|server| server.child.try_wait().unwrap().is_some());
+        if ended {
+            self.server = None;
+        }
+        ended
+    }
+
     /// What the server has written to stderr so far.
     pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()

@@ -10,6 +10,7 @@ use super::{
     making::{Progress, blocking},
 };
 use crate::{
+    faults::{self, Point},
     image::Progress as _,
     session::{
         client::ToClient,
@@ -39,14 +40,19 @@ pub(super) async fn start(
     }
     let on_end = on_end(progress.mailbox.clone());
     let progress = Arc::new(move |line: &str| progress.line(line));
-    let started = Services::start(&inner.context, &live.record, progress, on_end);
+    let started = async {
+        faults::at(Point::Services)?;
+        let services = Services::start(&inner.context, &live.record, progress, on_end).await?;
+        faults::at(Point::Ready)?;
+        Ok(services)
+    };
     let started = stopped.run_until_cancelled(started).await;
     let error = match started {
         Some(Ok(services)) => {
             live.services = Some(services);
             return Ok(live);
         }
-        Some(Err(error)) => CreateError::Service(error),
+        Some(Err(error)) => error,
         None => CreateError::Stopped,
     };
     let Live { record, container, .. } = *live;
