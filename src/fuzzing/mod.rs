@@ -33,6 +33,9 @@ pub const TARGETS: [Target; 11] = [
 ];
 
 /// Runs the target of this name.
+///
+/// # Panics
+/// If there is none, or if it has found a fault.
 pub fn run(name: &str, data: &[u8]) {
     let (_, target) = TARGETS.iter().find(|(known, _)| *known == name).expect("a target of the table");
     target(data);

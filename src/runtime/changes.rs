@@ -260,7 +260,9 @@ mod tests {
         /// A session's directory with `upper`, and two layers.
         fn new() -> Self {
             let world = Self(tempfile::tempdir().unwrap());
-            ["upper", "high", "low"].iter().for_each(|name| fs::create_dir(world.0.path().join(name)).unwrap());
+            for name in ["upper", "high", "low"] {
+                fs::create_dir(world.0.path().join(name)).unwrap();
+            }
             world
         }
 
