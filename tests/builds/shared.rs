@@ -118,7 +118,6 @@ fn a_build_leaves_no_other_anything_but_what_has_the_checksum_it_says() {
     let debs = repository(files.path(), &["one"]);
     let (deb, good) = (debs[0].file_name().into_string().unwrap(), sum(&debs[0].path()));
     let size = debs[0].metadata().unwrap().len();
-    let host = Host::new().start();
     // It says that it downloads the package, and writes something else; and something of its own, as it says.
     let own = Run::new("sh").args(["-c", "printf own | sha256sum | cut -c-64"]).run().ok().text();
     let program = format!(
@@ -139,12 +138,16 @@ esac
         own = own.trim(),
     );
     let write = format!("printf %s {} > /usr/bin/apt-get; chmod 755 /usr/bin/apt-get", quoted(&program));
-    let text = format!("base: {BUSYBOX}\nextra_commands:\n  - {write:?}\n");
-    prebuild(&host, &podfile(&host, "hostile", &text), &["--tag", "localhost/hostile:1"]).ok();
-    let text = "base: localhost/hostile:1\npackages: [one]\n";
-    prebuild(&host, &podfile(&host, "packages", text), &[]).ok();
-    assert_eq!(kept(&host), [own.trim()]);
-    host.assert_no_session_left();
+    // Nor more than there may be.
+    for (limit, left) in [("1m", vec![own.trim()]), ("3", vec![own.trim()]), ("2", vec![]), ("0", vec![])] {
+        let host = Host::new().config(&format!("builds:\n  package_cache: {limit}")).start();
+        let text = format!("base: {BUSYBOX}\nextra_commands:\n  - {write:?}\n");
+        prebuild(&host, &podfile(&host, "hostile", &text), &["--tag", "localhost/hostile:1"]).ok();
+        let text = "base: localhost/hostile:1\npackages: [one]\n";
+        prebuild(&host, &podfile(&host, "packages", text), &[]).ok();
+        assert_eq!(kept(&host), left, "of at most {limit}");
+        host.assert_no_session_left();
+    }
 }
 
 /// For a shell.
