@@ -17,6 +17,7 @@ mod credential;
 pub(crate) mod fuzz;
 mod key_line;
 mod krl;
+pub mod published;
 mod revoked;
 pub(crate) mod strict_file;
 pub mod users;

@@ -126,6 +126,7 @@ fn effective(config: &Config) -> Vec<(&'static str, Value)> {
                 Algorithms::Compatible => "compatible",
             }),
         ),
+        ("auth.github_url", json!(auth.github_url)),
         ("defaults.image", json!(defaults.image)),
         ("defaults.shell", json!(defaults.shell)),
         ("defaults.cpus", json!(defaults.cpus.unwrap_or(0.0))),

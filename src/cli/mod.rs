@@ -5,6 +5,7 @@ mod client_config;
 mod connect;
 mod doctor;
 mod exec;
+mod github;
 mod image;
 mod init;
 mod inspect;

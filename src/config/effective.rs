@@ -200,7 +200,12 @@ fn auth(fields: &Fields<'_>, raw: raw::Auth) -> Result<Auth, ConfigError> {
         Some("compatible") => Algorithms::Compatible,
         Some(other) => return Err(fields.bad("auth.algorithms", ValueError::Word { value: other.to_owned(), known })),
     };
+    let github_url = raw.github_url.unwrap_or_else(|| "https://github.com".to_owned());
+    if !github_url.starts_with("https://") && !github_url.starts_with("http://") {
+        return Err(fields.rule("auth.github_url", format!("{github_url:?} is not an http or https address")));
+    }
     Ok(Auth {
+        github_url,
         max_startups,
         per_source,
         login_grace_time: fields.duration("auth.login_grace_time", raw.login_grace_time.as_deref(), "30s")?,

@@ -111,6 +111,8 @@ pub struct Auth {
     pub trusted_user_ca_keys: Option<PathBuf>,
     pub revoked_keys: Option<PathBuf>,
     pub algorithms: Algorithms,
+    /// Where `add-user --github` gets keys.
+    pub github_url: String,
 }
 
 /// From `start` unauthenticated connections on, refuse with probability `rate` percent, growing to certainty at `full`.

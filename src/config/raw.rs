@@ -63,6 +63,7 @@ section! {
         trusted_user_ca_keys: String,
         revoked_keys: String,
         algorithms: String,
+        github_url: String,
     } later { }
 }
 

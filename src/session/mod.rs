@@ -41,4 +41,5 @@ pub use self::{
     services::Plan,
     steps::{Context, CreateError, RLIMITS, SessionKey, egress, leases},
     variables::Variables,
+    volumes::remove_all_of as remove_volumes_of,
 };

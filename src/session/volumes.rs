@@ -28,7 +28,7 @@ use super::steps::{Context, SessionKey, new_id};
 use crate::{
     config,
     image::{Image, ImageError},
-    names::SessionId,
+    names::{SessionId, UserName},
     podfile::{Service, Volume, VolumeSource},
     protocol,
     sys::{mount_api::open_tree_clone, remove_tree::remove_tree},
@@ -168,6 +168,14 @@ impl Context {
         let project = key.project.as_ref().map_or(NO_PROJECT, |project| project.as_str());
         self.volumes_dir.join(key.user.as_str()).join(project)
     }
+}
+
+/// Removes all volumes of a user, who has no session; returns whether there were any.
+pub fn remove_all_of(volumes_dir: &Path, user: &UserName) -> io::Result<bool> {
+    let directory = volumes_dir.join(user.as_str());
+    let found = directory.exists();
+    remove_tree(&directory)?;
+    Ok(found)
 }
 
 /// Volumes that no session will find any more.
