@@ -1,6 +1,6 @@
 //! What is left of an instance, found with other tools than our own: `/proc`, `ip`, `nft`, `find` and sqlite3.
 
-use std::{fs, path::Path, process::Command};
+use std::{collections::BTreeSet, fs, net::Ipv4Addr, path::Path, process::Command};
 
 use podspawn::names::InstanceTag;
 
@@ -40,10 +40,29 @@ pub fn of_sessions(root: &Path) -> Vec<String> {
     found.extend(table.lines().filter(of_one).map(|line| format!("nft: {}", line.trim())));
     let db = root.join("var/lib/podspawn/state.db");
     if db.exists() {
+        let query = "select address from sessions union select address from services";
+        let recorded = output("sqlite3", &[&db.display().to_string(), query]);
+        let of_nobody = addresses(&table).into_iter().filter(|address| !recorded.lines().any(|line| line == address));
+        found.extend(of_nobody.map(|address| format!("nft: an element with {address}")));
         for name in ["sessions", "services", "connections"] {
             let rows = output("sqlite3", &[&db.display().to_string(), &format!("select * from {name}")]);
             found.extend(rows.lines().map(|row| format!("row of {name}: {row}")));
         }
+    }
+    found
+}
+
+/// The addresses of containers that sets and maps of the table have elements with.
+fn addresses(table: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for set in ["set pairs {", "set leases {", "set resolving {", "map egress {"] {
+        let Some((_, rest)) = table.split_once(set) else { continue };
+        let elements = rest.split("\tchain ").next().and_then(|rest| rest.split_once("elements = {"));
+        // Other sets come behind it.
+        let elements = elements.map(|(before, elements)| if before.contains('}') { "" } else { elements });
+        let elements = elements.and_then(|elements| elements.split('}').next()).unwrap_or_default();
+        let words = elements.split(|c: char| c != '.' && !c.is_ascii_digit());
+        found.extend(words.filter(|word| word.parse::<Ipv4Addr>().is_ok()).map(str::to_owned));
     }
     found
 }
