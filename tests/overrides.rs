@@ -86,7 +86,7 @@ fn settings_that_are_not_valid_end_the_login_and_only_the_log_says_why() {
         host.podspawn(["config", "check"]).run().status(1).stderr_has(why);
     };
     ada("memroy: 1g\n", "ada.yaml:1:1: memroy: unknown field; did you mean memory?");
-    ada("disk: 5g\n", "ada.yaml:1:7: disk: is not supported");
+    ada("disk: 5k\n", "ada.yaml:1:7: disk: \"5k\" is not between 16m and 16t");
     let file = host.root.join("etc/podspawn/users/ada.yaml");
     fs::remove_file(&file).unwrap();
     std::os::unix::fs::symlink("/etc/shadow", &file).unwrap();

@@ -118,13 +118,16 @@ fn what_cannot_be_used_leaves_nothing_behind() {
     let good = git.repository("good", &[("podfile.yaml", MINIMAL)]);
     let none = git.repository("none", &[("README", "x")]);
     let bad = git.repository("bad", &[("podfile.yaml", "base: x y\nshell: sh\nfoo: 1\n")]);
-    let disk = git.repository("disk", &[("podfile.yaml", &format!("{MINIMAL}resources: {{disk: 5g}}\n"))]);
+    let disk = git.repository(
+        "disk",
+        &[("podfile.yaml", &format!("{MINIMAL}services: [{{name: a, image: b, resources: {{disk: 5g}}}}]\n"))],
+    );
     let add = |name: &str, url: &str| host.podspawn(["add-project", name, "--repo", url]).run();
     add("none", &none.url).status(1).stderr_has("has none of .podspawn/podfile.yaml, podfile.yaml");
     let output = add("bad", &bad.url);
     output.status(1).stderr_has("podfile.yaml:1:7: base").stderr_has("podfile.yaml:2:8: shell");
     output.stderr_has("podfile.yaml:3:1: foo: unknown field").stderr_has("the Podfile of bad is not valid: 3 errors");
-    add("disk", &disk.url).status(1).stderr_has("resources.disk is not supported by this version");
+    add("disk", &disk.url).status(1).stderr_has("resources.disk of service a is not supported by this version");
     add("gone", &format!("{}/gone", good.url)).status(1).stderr_has("cannot clone the repository of project gone");
     for url in ["/etc", "file:///etc", "ext::sh -c id", "host:x", "../x"] {
         add("x", url).status(1).stderr_has("is not a URL of a git repository");

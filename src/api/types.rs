@@ -132,6 +132,9 @@ pub struct Usage {
     pub oom_kills: Option<u64>,
     /// What was written to root file systems, at most some 15 seconds ago.
     pub disk_bytes: Option<u64>,
+    /// Of a session whose disk is limited: what can be written to it at most.
+    #[serde(default)]
+    pub disk_limit_bytes: Option<u64>,
     /// Whether that is all of it: what is too much to be looked at is not counted.
     pub disk_complete: bool,
     /// Bytes that were received and sent since the session was made.

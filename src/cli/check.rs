@@ -82,6 +82,7 @@ fn penalties(penalties: Option<&Penalties>) -> Value {
 }
 
 /// Every field with the value in force, in the form that the file would have it.
+#[expect(clippy::too_many_lines, reason = "a list of all fields")]
 fn effective(config: &Config) -> Vec<(&'static str, Value)> {
     let network = |(address, prefix): &(std::net::Ipv4Addr, u8)| json!(format!("{address}/{prefix}"));
     let Config {
@@ -133,6 +134,7 @@ fn effective(config: &Config) -> Vec<(&'static str, Value)> {
         ("defaults.memory", json!(defaults.memory.unwrap_or(0))),
         ("defaults.user", json!(defaults.user_is_root.then_some("root"))),
         ("defaults.sudo", json!(defaults.sudo)),
+        ("defaults.disk", json!(defaults.disk.unwrap_or(0))),
         ("session.mode", json!(session.mode.as_str())),
         ("session.grace_period", duration(session.grace_period)),
         ("session.max_lifetime", duration(session.max_lifetime)),
@@ -160,6 +162,7 @@ fn effective(config: &Config) -> Vec<(&'static str, Value)> {
         ("resources.max_cpus", json!(resources.max_cpus.unwrap_or(0.0))),
         ("resources.max_memory", json!(resources.max_memory.unwrap_or(0))),
         ("resources.max_pids", json!(resources.max_pids.unwrap_or(0))),
+        ("resources.max_disk", json!(resources.max_disk.unwrap_or(0))),
         ("network.pool", net.pool.as_ref().map(network).unwrap_or_default()),
         (
             "network.egress",

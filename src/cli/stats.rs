@@ -101,7 +101,7 @@ fn cells(usage: &Usage, before: Option<&Usage>, elapsed: Duration) -> [String; 5
         or_dash(before.and_then(|before| cpu_percent(usage, before, elapsed)).map(|percent| format!("{percent:.1}"))),
         limited(size(usage.memory_bytes), usage.memory_limit_bytes.map(table::bytes)),
         limited(or_dash(usage.pids.map(|pids| pids.to_string())), usage.pids_limit.map(|limit| limit.to_string())),
-        format!("{}{more}", size(usage.disk_bytes)),
+        limited(format!("{}{more}", size(usage.disk_bytes)), usage.disk_limit_bytes.map(table::bytes)),
         format!("{} / {}", size(usage.rx_bytes), size(usage.tx_bytes)),
     ]
 }
@@ -125,6 +125,7 @@ mod tests {
             memory_limit_bytes: Some(2 << 30),
             pids: Some(3),
             disk_bytes: Some(4096),
+            disk_limit_bytes: Some(1 << 30),
             rx_bytes: Some(0),
             ..Usage::default()
         }
@@ -153,6 +154,6 @@ mod tests {
     fn what_is_not_known_is_a_dash() {
         let taken = Instant::now();
         let row = &rows(&sample(taken, 1, 1).sessions[0], &Sample { taken, sessions: Vec::new() }, taken)[0];
-        assert_eq!(row[1..], ["(default)", "2aaaaaaa", "-", "64MiB / 2GiB", "3", "4KiB+", "0B / -"]);
+        assert_eq!(row[1..], ["(default)", "2aaaaaaa", "-", "64MiB / 2GiB", "3", "4KiB+ / 1GiB", "0B / -"]);
     }
 }

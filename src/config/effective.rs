@@ -40,6 +40,9 @@ const MORE_CAPABILITIES: &[&str] = &["AUDIT_WRITE", "MKNOD", "SYS_NICE", "SYS_PT
 const IDS: u64 = 65_536;
 const LAST_ID: u64 = (1 << 31) - 1;
 
+/// Bytes that a file system in a file may have.
+const DISK: std::ops::RangeInclusive<u64> = 16 << 20..=16 << 40;
+
 /// Processes that a session needs at least.
 const MIN_PIDS: u64 = 8;
 /// Connections report their traffic once a second.
@@ -91,6 +94,15 @@ impl Fields<'_> {
             0 => Ok(None),
             memory if memory < 8 << 20 => Err(self.rule(field, "no container runs in less than 8m (0 = no limit)")),
             memory => Ok(Some(memory)),
+        }
+    }
+
+    /// Bytes of disk; 0 is no limit.
+    fn disk(&self, field: &'static str, size: Option<raw::Size>) -> Result<Option<u64>, ConfigError> {
+        match self.size(field, size, 0)? {
+            0 => Ok(None),
+            bytes if !DISK.contains(&bytes) => Err(self.rule(field, "a disk has between 16m and 16t (0 = no limit)")),
+            bytes => Ok(Some(bytes)),
         }
     }
 
@@ -248,6 +260,7 @@ fn defaults(fields: &Fields<'_>, raw: raw::Defaults) -> Result<Defaults, ConfigE
         memory,
         user_is_root,
         sudo: raw.sudo.unwrap_or(true),
+        disk: fields.disk("defaults.disk", raw.disk)?,
     })
 }
 
@@ -356,6 +369,7 @@ fn resources(fields: &Fields<'_>, raw: raw::Resources) -> Result<Resources, Conf
         max_cpus: cpus,
         max_memory: memory,
         max_pids: (pids > 0).then_some(pids),
+        max_disk: fields.disk("resources.max_disk", raw.max_disk)?,
     })
 }
 

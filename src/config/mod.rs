@@ -135,6 +135,8 @@ pub struct Defaults {
     /// `root`, or `None` for the user's own name.
     pub user_is_root: bool,
     pub sudo: bool,
+    /// Bytes that a session may write to root file systems, its own and those of its services. `None` = no limit.
+    pub disk: Option<u64>,
 }
 
 #[derive(Debug, Clone)]
@@ -212,6 +214,8 @@ pub struct Resources {
     pub max_cpus: Option<f64>,
     pub max_memory: Option<u64>,
     pub max_pids: Option<u64>,
+    /// In bytes.
+    pub max_disk: Option<u64>,
 }
 
 #[derive(Debug, Clone)]

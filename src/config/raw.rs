@@ -92,7 +92,8 @@ section! {
         memory: Size,
         user: String,
         sudo: bool,
-    } later { disk, }
+        disk: Size,
+    } later { }
 }
 
 section! {
@@ -155,6 +156,7 @@ section! {
         max_cpus: f64,
         max_memory: Size,
         max_pids: u64,
+        max_disk: Size,
     } later { }
 }
 

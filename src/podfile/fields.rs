@@ -273,7 +273,7 @@ pub(super) fn limits(fields: &Fields<'_>, report: &mut Report) -> Resources {
         cpus: fields.get("cpus").and_then(|item| item.parse(report, value::cpus)),
         memory: fields.get("memory").and_then(|item| item.parse(report, Bytes::parse)),
         pids: fields.get("pids").and_then(|item| item.parse(report, value::pids)),
-        disk: fields.get("disk").and_then(|item| item.parse(report, Bytes::parse)),
+        disk: fields.get("disk").and_then(|item| item.parse(report, Bytes::parse_disk)),
     }
 }
 

@@ -61,7 +61,7 @@ impl Overrides {
         }
         let fields = root.fields(report, FIELDS);
         let value = |at: Option<At<String>>| at.map(|at| at.value);
-        let overrides = Self {
+        Self {
             image: value(fields.get("image").and_then(|item| item.parse(report, image))),
             resources: limits(&fields, report).into(),
             shell: value(fields.get("shell").and_then(|item| item.parse(report, value::shell))),
@@ -71,11 +71,7 @@ impl Overrides {
             user: fields.get("user").and_then(|item| item.parse(report, User::parse)).map(|at| at.value),
             nested: fields.get("nested").and_then(|item| item.parse(report, switch)).map(|at| at.value),
             egress: fields.get("egress").and_then(|item| egress(item, report)),
-        };
-        if let (Some(_), Some(item)) = (overrides.resources.disk, fields.get("disk")) {
-            report.error(&item.place, "is not supported by this version of podspawn");
         }
-        overrides
     }
 }
 
@@ -105,13 +101,18 @@ mod tests {
 
     #[test]
     fn what_a_file_says_is_read() {
-        let text = "image: debian:12\ncpus: 0.5\nmemory: 512m\npids: 99\nshell: /bin/zsh\nmode: grace-period\nuser: root\n\
+        let text = "image: debian:12\ncpus: 0.5\nmemory: 512m\npids: 99\ndisk: 5g\nshell: /bin/zsh\nmode: grace-period\nuser: root\n\
                     nested: true\negress: [10.0.0.0/8]\n\
                     env: {A: 1.20, B:}\ndotfiles: {repo: github.com/me/dots, install: ./install.sh}\n";
         let overrides = Overrides::parse("ada.yaml", text).unwrap();
         let expected = Overrides {
             image: Some("debian:12".to_owned()),
-            resources: Resources { cpus: Some(0.5), memory: Some(Bytes(512 << 20)), pids: Some(99), disk: None },
+            resources: Resources {
+                cpus: Some(0.5),
+                memory: Some(Bytes(512 << 20)),
+                pids: Some(99),
+                disk: Some(Bytes(5 << 30)),
+            },
             shell: Some("/bin/zsh".to_owned()),
             mode: Some(Mode::GracePeriod),
             env: [("A", "1.20"), ("B", "")].map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
@@ -135,7 +136,7 @@ mod tests {
             ("memroy: 1g", "ada.yaml:1:1: memroy: unknown field; did you mean memory?"),
             ("memory: lots", "ada.yaml:1:9: memory: \"lots\" is not a size"),
             ("\nmode: forever", "ada.yaml:2:7: mode: \"forever\" is not one of grace-period"),
-            ("disk: 5g", "ada.yaml:1:7: disk: is not supported by this version"),
+            ("disk: 5", "ada.yaml:1:7: disk: \"5\" is not between 16m and 16t"),
             ("shell: zsh", "ada.yaml:1:8: shell: \"zsh\" is not an absolute path"),
             ("nested: perhaps", "ada.yaml:1:9: nested: \"perhaps\" is not one of true, false"),
             ("egress: all", "ada.yaml:1:9: egress: \"all\" is not one of public, none, open, a list"),

@@ -48,6 +48,14 @@ impl Bytes {
             bytes => Ok(Self(bytes)),
         }
     }
+
+    /// Of a disk: what a file system can be made in.
+    pub(super) fn parse_disk(text: &str) -> Result<Self, ValueError> {
+        match parse_size(text).map_err(|error| ValueError::Other(error.to_string()))? {
+            bytes if (16 << 20..=16 << 40).contains(&bytes) => Ok(Self(bytes)),
+            _ => Err(shape(text, "between 16m and 16t")),
+        }
+    }
 }
 
 impl Serialize for Bytes {

@@ -91,11 +91,6 @@ pub(super) fn read(repository: &Repository, name: &ProjectName) -> Result<Resolv
 
 /// What a Podfile may say and no session can have yet: refused rather than not kept.
 fn unsupported(podfile: &Podfile) -> Vec<String> {
-    let mut fields = Vec::new();
-    if podfile.resources.disk.is_some() {
-        fields.push("resources.disk".to_owned());
-    }
     let limited = podfile.services.iter().filter(|service| service.resources.disk.is_some());
-    fields.extend(limited.map(|service| format!("resources.disk of service {}", service.name)));
-    fields
+    limited.map(|service| format!("resources.disk of service {}", service.name)).collect()
 }

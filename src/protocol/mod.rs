@@ -458,6 +458,9 @@ pub struct ContainerSpec {
     /// Exist, are empty, on one file system, and owned by `id_base`.
     pub upperdir: PathBuf,
     pub workdir: PathBuf,
+    /// Whether these two are relative to a detached mount, the last descriptor of all.
+    #[serde(default)]
+    pub own_disk: bool,
     /// What else is mounted.
     pub volumes: Vec<Volume>,
     /// How init gets into its cgroup.

@@ -1,4 +1,5 @@
-//! How much of the disk a session has written: a walk over its upper directory, with bounds.
+//! How much of the disk a session has written: a walk over its upper directory, with bounds. Where its disk is limited, its
+//! file system knows ([`super::disk_image`]).
 //!
 //! The tree is hostile and changes while it is walked. Links are never followed; what is deeper than [`DEPTH`] and what
 //! comes after [`ENTRIES`] is not counted, and the result says so. An entry costs 3 µs of CPU time while the kernel has its
@@ -28,6 +29,8 @@ pub struct DiskUse {
     pub bytes: u64,
     /// Whether all of it was counted.
     pub complete: bool,
+    /// What it can take at most.
+    pub limit: Option<u64>,
 }
 
 /// Measures the upper directory in the session's directory `dir`, which [`super::rootfs::prepare`] has made. Nothing is
@@ -37,13 +40,13 @@ pub struct DiskUse {
 /// The directory itself cannot be opened. What cannot be read below it is not counted.
 pub fn usage(dir: &Path) -> io::Result<DiskUse> {
     let top = match Dir::openat(AT_FDCWD, &dir.join("upper"), DIRECTORY, Mode::empty()) {
-        Err(Errno::ENOENT) => return Ok(DiskUse { bytes: 0, complete: true }),
+        Err(Errno::ENOENT) => return Ok(DiskUse { bytes: 0, complete: true, limit: None }),
         other => other?,
     };
     let mut walk =
         Walk { device: fstat(&top)?.st_dev, linked: HashSet::new(), left: ENTRIES, bytes: 0, complete: true };
     walk.directory(top, 0);
-    Ok(DiskUse { bytes: walk.bytes, complete: walk.complete })
+    Ok(DiskUse { bytes: walk.bytes, complete: walk.complete, limit: None })
 }
 
 struct Walk {
@@ -110,7 +113,7 @@ mod tests {
     fn files_are_counted_once_and_links_are_not_followed() {
         let directory = tempfile::tempdir().unwrap();
         let upper = directory.path().join("upper");
-        assert_eq!(usage(directory.path()).unwrap(), DiskUse { bytes: 0, complete: true });
+        assert_eq!(usage(directory.path()).unwrap(), DiskUse { bytes: 0, complete: true, limit: None });
         fs::create_dir_all(upper.join("a/b")).unwrap();
         let empty = usage(directory.path()).unwrap().bytes;
         fs::write(upper.join("a/b/file"), vec![1; 1 << 20]).unwrap();

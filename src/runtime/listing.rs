@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Container, init_name, spawner_name};
+use super::{Container, disk_image, init_name, spawner_name};
 use crate::{
     names::{ContainerId, InstanceTag, SessionId},
     sys::{find_process, pidfd::Held},
@@ -24,6 +24,8 @@ pub struct Listing {
     pub directories: Vec<PathBuf>,
     /// Mount points below the session directories in this mount namespace. There should never be one.
     pub mounts: Vec<PathBuf>,
+    /// Loop devices of files in session directories, with the files' names.
+    pub loop_devices: Vec<String>,
     /// Containers' inits.
     pub inits: Vec<(i32, ContainerId)>,
 }
@@ -31,7 +33,7 @@ pub struct Listing {
 impl Listing {
     /// Whether nothing is there.
     pub fn is_empty(&self) -> bool {
-        self.directories.is_empty() && self.mounts.is_empty() && self.inits.is_empty()
+        self.directories.is_empty() && self.mounts.is_empty() && self.loop_devices.is_empty() && self.inits.is_empty()
     }
 }
 
@@ -45,7 +47,7 @@ pub fn listing(tag: &InstanceTag, sessions_dir: &Path) -> io::Result<Listing> {
     directories.sort();
     let mountinfo = fs::read("/proc/self/mountinfo")?;
     let mounts = mount_points(&mountinfo).filter(|point| point.starts_with(sessions_dir)).collect();
-    Ok(Listing { directories, mounts, inits: inits(tag)? })
+    Ok(Listing { directories, mounts, loop_devices: disk_image::listing(sessions_dir)?, inits: inits(tag)? })
 }
 
 /// Kills the inits of all containers of `session` that there are, and waits for their end.

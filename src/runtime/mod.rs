@@ -18,6 +18,7 @@
 pub mod changes;
 mod container;
 pub mod disk;
+pub mod disk_image;
 mod listing;
 mod mounts;
 pub mod oci;

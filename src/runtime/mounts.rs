@@ -84,6 +84,7 @@ pub(super) fn make_lean() -> io::Result<()> {
 pub(super) struct Scratch {
     /// Mount points.
     lower: PathBuf,
+    disk: PathBuf,
     merged: PathBuf,
 }
 
@@ -96,8 +97,9 @@ impl Scratch {
             MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC,
             Some("mode=700,size=64k"),
         )?;
-        let scratch = Self { lower: dir.join("lower"), merged: dir.join("merged") };
+        let scratch = Self { lower: dir.join("lower"), disk: dir.join("disk"), merged: dir.join("merged") };
         mkdir(&scratch.lower, Mode::S_IRWXU)?;
+        mkdir(&scratch.disk, Mode::S_IRWXU)?;
         mkdir(&scratch.merged, Mode::S_IRWXU)?;
         Ok(scratch)
     }
@@ -105,8 +107,26 @@ impl Scratch {
     /// Mounts the root file system of `spec`, whose container has the user namespace `userns`, and returns it detached.
     ///
     /// The lower layers keep the image's ids on disk and are shifted by one idmapped clone of the whole layer store; the
-    /// upper directory is not idmapped and holds the container's ids as they are.
-    pub(super) fn overlay(&self, spec: &ContainerSpec, userns: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    /// upper directory is not idmapped and holds the container's ids as they are. It is on `disk`, a detached mount, if the
+    /// container has one of its own.
+    pub(super) fn overlay(
+        &self,
+        spec: &ContainerSpec,
+        disk: Option<BorrowedFd<'_>>,
+        userns: BorrowedFd<'_>,
+    ) -> io::Result<OwnedFd> {
+        let Some(disk) = disk else { return self.overlay_on(spec, Path::new("/"), userns) };
+        // Before Linux 6.15 overlayfs takes no directory of a mount that is not in this namespace.
+        move_mount(disk, open_directory(&self.disk)?.as_fd())?;
+        let merged = self.overlay_on(spec, &self.disk, userns);
+        // The overlay keeps the file system.
+        let disk_gone = umount2(&self.disk, MntFlags::MNT_DETACH);
+        let merged = merged?;
+        disk_gone?;
+        Ok(merged)
+    }
+
+    fn overlay_on(&self, spec: &ContainerSpec, disk: &Path, userns: BorrowedFd<'_>) -> io::Result<OwnedFd> {
         let options = |upper: &OwnedFd, work: &OwnedFd| {
             // Through descriptors the paths are short, free of commas, and do not show inside the container.
             CString::new(format!(
@@ -120,8 +140,8 @@ impl Scratch {
         };
         check_layers(&spec.layers)?;
         let layers = open_directory(&spec.layers_root)?;
-        let upper = open_directory(&spec.upperdir)?;
-        let work = open_directory(&spec.workdir)?;
+        let upper = open_directory(&disk.join(&spec.upperdir))?;
+        let work = open_directory(&disk.join(&spec.workdir))?;
         for dir in [&upper, &work] {
             let owner = fstat(dir)?.st_uid;
             if owner != spec.id_base {

@@ -157,6 +157,11 @@ impl Role {
         let [netns, listener, rest @ ..] = fds else {
             return Ok(Err(io::ErrorKind::InvalidInput).step("read the request"));
         };
+        let (disk, rest) = match rest {
+            rest if !spec.own_disk => (None, rest),
+            [rest @ .., disk] => (Some(disk.as_fd()), rest),
+            [] => return Ok(Err(io::ErrorKind::InvalidInput).step("read the request")),
+        };
         let Some((cgroups, volumes)) = rest.len().checked_sub(spec.volumes.len()).map(|at| rest.split_at(at)) else {
             return Ok(Err(io::ErrorKind::InvalidInput).step("read the request"));
         };
@@ -174,7 +179,7 @@ impl Role {
         }
         let born = self.clone_init(spec, pair, listener, tasks, into_cgroup);
         setns(&self.own_netns, CloneFlags::CLONE_NEWNET)?;
-        Ok(born.and_then(|newborn| newborn.bring_up(&self.scratch, spec, volumes)))
+        Ok(born.and_then(|newborn| newborn.bring_up(&self.scratch, spec, disk, volumes)))
     }
 
     fn clone_init(
@@ -227,6 +232,7 @@ impl Newborn {
         mut self,
         scratch: &mounts::Scratch,
         spec: &ContainerSpec,
+        disk: Option<BorrowedFd<'_>>,
         volumes: &[OwnedFd],
     ) -> Result<(Container, Vec<String>), Failure> {
         let pid = self.container.as_ref().map_or(0, Container::pid);
@@ -234,7 +240,7 @@ impl Newborn {
         fs::write(format!("/proc/{pid}/gid_map"), &map).step("map group ids")?;
         fs::write(format!("/proc/{pid}/uid_map"), &map).step("map user ids")?;
         let userns = fs::File::open(format!("/proc/{pid}/ns/user")).step("open the user namespace")?;
-        let rootfs = scratch.overlay(spec, userns.as_fd()).step("mount the root file system")?;
+        let rootfs = scratch.overlay(spec, disk, userns.as_fd()).step("mount the root file system")?;
         let dev = mounts::dev(spec.id_base).step("make /dev")?;
         for (volume, mount) in spec.volumes.iter().zip(volumes) {
             mounts::shift(mount, volume.read_only, userns.as_fd())

@@ -150,8 +150,8 @@ impl Spawner {
 
     /// Makes a container and returns when its init accepts connections on `init_listener`. Blocks.
     ///
-    /// `more_fds` are those that `spec.cgroup` speaks of, and then a detached mount for each of `spec.volumes`. The spawner's own death is survived: one that was found dead
-    /// is replaced before anything was asked of it, one that dies or hangs over this request is replaced at the next.
+    /// `more_fds` are those that `spec.cgroup` speaks of, then a detached mount for each of `spec.volumes`, and then that of
+    /// the container's own disk, if `spec.own_disk`. The spawner's own death is survived: one that was found dead is replaced before anything was asked of it, one that dies or hangs over this request is replaced at the next.
     ///
     /// # Errors
     /// In each case nothing is left of the container.

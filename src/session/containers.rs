@@ -1,8 +1,12 @@
 //! One container of a session, the user's or a service's: from its directories to its init, and to the end of that.
 
 use std::{
+    io,
     net::Ipv4Addr,
-    os::fd::{AsFd, OwnedFd},
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::fs::DirBuilderExt,
+    },
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -17,10 +21,14 @@ use crate::{
     errors::chain,
     faults::{self, Point},
     image::Image,
-    names::ContainerId,
+    names::{ContainerId, SessionId},
     network::{self, Egress, Lease},
     protocol::{self, Account, ContainerSpec, SecuritySpec},
-    runtime::{self, Container},
+    runtime::{
+        self, Container,
+        disk::DiskUse,
+        disk_image::{self, Attached, DiskImageError},
+    },
     state::SessionRecord,
     sys::seqpacket,
 };
@@ -49,6 +57,8 @@ pub(super) struct Blueprint<'a> {
     pub workdir: Option<String>,
     pub security: SecuritySpec,
     pub volumes: Prepared,
+    /// The session's, where what it may write is limited.
+    pub disk: Option<&'a Attached>,
 }
 
 impl Context {
@@ -56,6 +66,47 @@ impl Context {
     pub(super) fn container_directory(&self, id: &ContainerId) -> PathBuf {
         let session = self.state_dir.join(id.session.as_str());
         if id.service.is_some() { session.join("services").join(id.to_string()) } else { session }
+    }
+
+    /// Makes the session's directory with the file system in it that all of its containers write to.
+    pub(super) fn make_disk(&self, session: &SessionId, bytes: u64) -> Result<Attached, CreateError> {
+        let directory = self.directory(session);
+        make_directory(&directory)?;
+        let image = directory.join(disk_image::NAME);
+        disk_image::create(&image, bytes).and_then(|()| Attached::new(&image)).map_err(CreateError::Disk)
+    }
+
+    /// The session's own file system, if it has one and it is in use.
+    fn disk(&self, session: &SessionId) -> Result<Option<Attached>, DiskImageError> {
+        let image = self.directory(session).join(disk_image::NAME);
+        if image.exists() { Attached::find(&image) } else { Ok(None) }
+    }
+
+    /// What a container has written, also when its processes have ended.
+    pub(super) fn written(&self, id: &ContainerId) -> Result<Written, DiskImageError> {
+        let image = self.directory(&id.session).join(disk_image::NAME);
+        if !image.exists() {
+            return Ok(Written { directory: self.container_directory(id), _mount: None });
+        }
+        let attached = match Attached::find(&image)? {
+            Some(attached) => attached,
+            None => Attached::new(&image)?,
+        };
+        let mount = attached.mount()?;
+        Ok(Written { directory: Written::on(&mount, id), _mount: Some(mount) })
+    }
+
+    /// Measures what a container has written to its root file system; of a session whose disk is limited, what it and its
+    /// services have written together. Blocks, for up to half a second.
+    pub fn disk_usage(&self, id: &ContainerId) -> io::Result<DiskUse> {
+        match self.disk(&id.session).map_err(io::Error::other)? {
+            None => runtime::disk::usage(&self.container_directory(id)),
+            Some(disk) if id.service.is_none() => disk.usage().map_err(io::Error::other),
+            Some(disk) => {
+                let mount = disk.mount().map_err(io::Error::other)?;
+                runtime::disk::usage(&Written::on(&mount, id))
+            }
+        }
     }
 
     /// The socket that the container's init listens on.
@@ -80,10 +131,23 @@ impl Context {
             workdir,
             security,
             volumes,
+            disk,
         } = blueprint;
         faults::at(Point::Directories)?;
         let directory = self.container_directory(&id);
-        runtime::rootfs::prepare(&directory, id_base).map_err(CreateError::Rootfs)?;
+        let disk = match disk {
+            None => {
+                runtime::rootfs::prepare(&directory, id_base).map_err(CreateError::Rootfs)?;
+                None
+            }
+            Some(disk) => {
+                make_directory(&directory)?;
+                let mount = disk.mount().map_err(CreateError::Disk)?;
+                runtime::rootfs::prepare(&Written::on(&mount, &id), id_base).map_err(CreateError::Rootfs)?;
+                Some(mount)
+            }
+        };
+        let top = if disk.is_some() { PathBuf::from(id.to_string()) } else { directory };
         let run = self.run_dir.join(id.session.as_str());
         std::fs::create_dir_all(&run).map_err(|e| CreateError::Directory(run.clone(), e))?;
         faults::at(Point::InitSocket)?;
@@ -100,8 +164,9 @@ impl Context {
             id_base,
             layers_root: self.store.layers_root(),
             layers: image.layers.clone(),
-            upperdir: directory.join("upper"),
-            workdir: directory.join("work"),
+            upperdir: top.join("upper"),
+            workdir: top.join("work"),
+            own_disk: disk.is_some(),
             volumes: volumes.volumes,
             cgroup: join,
             account,
@@ -117,7 +182,7 @@ impl Context {
         let description = Description { spec, limits: limits.clone(), volumes: volumes.sources };
         description.write(&self.run_dir).map_err(|e| CreateError::Directory(run, e))?;
         faults::at(Point::Init)?;
-        let more_fds: Vec<_> = join_fds.iter().chain(&volumes.mounts).map(OwnedFd::as_fd).collect();
+        let more_fds: Vec<_> = join_fds.iter().chain(&volumes.mounts).chain(&disk).map(OwnedFd::as_fd).collect();
         let container = self
             .spawner
             .create(&description.spec, segment.netns.as_fd(), listener.as_fd(), &more_fds)
@@ -159,6 +224,30 @@ impl Context {
         let (pid, starttime) = init?;
         Container::adopt(pid, starttime)
     }
+}
+
+/// Where what a container has written can be read, as long as this lives.
+#[derive(Debug)]
+pub(super) struct Written {
+    directory: PathBuf,
+    _mount: Option<OwnedFd>,
+}
+
+impl Written {
+    /// The directory of a container on the session's own file system.
+    fn on(mount: &OwnedFd, id: &ContainerId) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}/{id}", mount.as_raw_fd()))
+    }
+
+    /// The upper directory: what is there differs from the image.
+    pub(super) fn upper(&self) -> PathBuf {
+        self.directory.join("upper")
+    }
+}
+
+fn make_directory(path: &Path) -> Result<(), CreateError> {
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(|error| CreateError::Directory(path.to_owned(), error))
 }
 
 /// The socket that the container's init listens on, where `RUN/sessions` is `run_dir`.

@@ -35,6 +35,8 @@ pub struct Environment {
     /// What of it is to be had on the host's loopback address.
     pub ports: podfile::Ports,
     pub limits: cgroup::Limits,
+    /// Bytes that it may write together with its services; `None` is no limit.
+    pub disk: Option<u64>,
     pub security: SecuritySpec,
     /// The directory of the host that has its user's home; `None`: the home goes with the session.
     pub home: Option<PathBuf>,
@@ -147,6 +149,7 @@ impl Environment {
                 memory_max: defaults.memory,
                 pids_max: Some(config.security.pids_limit),
             },
+            disk: defaults.disk,
             security: SecuritySpec {
                 capabilities: config.security.capabilities.clone(),
                 no_new_privileges: config.security.no_new_privileges.unwrap_or(!has_sudo),
@@ -181,14 +184,14 @@ impl Environment {
         self.egress.clone_from(&project.egress);
         self.egress_of_builds.clone_from(&project.egress);
         self.apply_account(podfile.user, podfile.shell.clone(), config);
-        let Resources { max_cpus, max_memory, max_pids, .. } = config.resources;
+        let Resources { max_cpus, max_memory, max_pids, max_disk, .. } = config.resources;
         let at_most = |asked: Option<u64>, max: Option<u64>| asked.map(|asked| max.map_or(asked, |max| asked.min(max)));
         // It is a stranger who asks, and the defaults are not his to lift.
         self.apply_limits(&podfile::Resources {
             cpus: podfile.resources.cpus.map(|cpus| max_cpus.map_or(cpus, |max| cpus.min(max))),
             memory: at_most(podfile.resources.memory.map(|Bytes(bytes)| bytes), max_memory).map(Bytes),
             pids: at_most(podfile.resources.pids, max_pids),
-            disk: podfile.resources.disk,
+            disk: at_most(podfile.resources.disk.map(|Bytes(bytes)| bytes), max_disk).map(Bytes),
         });
     }
 
@@ -232,6 +235,7 @@ impl Environment {
         self.limits.cpus = resources.cpus.or(self.limits.cpus);
         self.limits.memory_max = resources.memory.map(|Bytes(bytes)| bytes).or(self.limits.memory_max);
         self.limits.pids_max = resources.pids.or(self.limits.pids_max);
+        self.disk = resources.disk.map(|Bytes(bytes)| bytes).or(self.disk);
     }
 
     /// Services run as their images say. Nobody is made for them.

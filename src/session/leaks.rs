@@ -18,7 +18,7 @@ use crate::{
 /// One object that should not be there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Leak {
-    /// `process`, `mount`, `veth`, `nft`, `cgroup`, `directory`, `socket`, `image` or `record`.
+    /// `process`, `mount`, `loop`, `veth`, `nft`, `cgroup`, `directory`, `socket`, `image` or `record`.
     pub kind: String,
     pub name: String,
 }
@@ -62,6 +62,7 @@ pub fn leaks(config: &Config, server_runs: bool) -> Result<Vec<Leak>, LeaksError
     let containers = runtime::listing(tag, &config.paths.state_dir.join("sessions"));
     let containers = containers.map_err(chain).map_err(failed("containers"))?;
     add("mount", containers.mounts.iter().map(|path| path.display().to_string()).collect());
+    add("loop", containers.loop_devices.clone());
     add("directory", containers.directories.iter().map(|path| path.display().to_string()).collect());
     add("process", containers.inits.iter().map(|(pid, session)| format!("init {pid} of {session}")).collect());
     add("directory", session_directories(&config.paths.run_dir.join("sessions")).map_err(failed("directories"))?);

@@ -4,7 +4,8 @@
 //!    something to find it by;
 //! 2. **addresses** of all its containers, as each is to know those of the others;
 //! 3. **cgroup** with its limits, and one for each container where there are services;
-//! 4. the user's container and those of services, each with **directories**, **network** (namespace, veth pair, rules) and
+//! 4. **disk**, where what the session writes is limited: a file system of its own, for all of its containers;
+//! 5. the user's container and those of services, each with **directories**, **network** (namespace, veth pair, rules) and
 //!    then **init** with its namespaces and mounts (see [`containers`](super::containers)).
 //!
 //! What services do is started later ([`services`](super::services)).
@@ -46,7 +47,7 @@ use crate::{
     podfile,
     project::Podfiles,
     protocol::{self, Rlimits, ToInit, wire},
-    runtime::{self, Container, RuntimeError, Spawner, disk::DiskUse, rootfs::RootfsError},
+    runtime::{self, Container, RuntimeError, Spawner, disk_image::DiskImageError, rootfs::RootfsError},
     state::{Kind, NewService, NewSession, Phase, SessionRecord, Slots, State, StateError},
     sys::seqpacket,
 };
@@ -163,6 +164,8 @@ pub enum CreateError {
     Directory(PathBuf, #[source] std::io::Error),
     #[error("cannot make the session's directories")]
     Rootfs(#[source] RootfsError),
+    #[error("cannot limit what the session writes")]
+    Disk(#[source] DiskImageError),
     #[error("cannot limit the session's resources")]
     Cgroup(#[source] cgroup::CgroupError),
     #[error("cannot set up the session's network")]
@@ -216,11 +219,6 @@ impl Context {
     fn addresses(&self) -> u32 {
         let host_bits = 32 - u32::from(self.network.pool().prefix());
         u32::MAX.checked_shr(32 - host_bits).unwrap_or(0).saturating_sub(2)
-    }
-
-    /// Measures what a container has written to its root file system. Blocks, for up to half a second.
-    pub fn disk_usage(&self, id: &ContainerId) -> io::Result<DiskUse> {
-        runtime::disk::usage(&self.container_directory(id))
     }
 
     /// The socket that the session's init listens on.
@@ -395,6 +393,7 @@ impl Context {
         };
         let cgroup = if services.is_empty() { &whole } else { &part(&session, &cgroup::Limits::default())? };
 
+        let disk = environment.disk.map(|bytes| self.make_disk(&record.id, bytes)).transpose()?;
         faults::at(Point::Egress)?;
         // The configuration may have changed since the last session.
         self.network.set_egress(&egress(&config.network.egress)).map_err(CreateError::Network)?;
@@ -414,6 +413,7 @@ impl Context {
             workdir: environment.workdir.clone(),
             security: environment.security.clone(),
             volumes: environment.home.as_deref().map(homes::prepare).transpose()?.unwrap_or_else(Prepared::none),
+            disk: disk.as_ref(),
         })?;
         let starttime = container.starttime().map_err(CreateError::Died)?;
         (record.init, record.init_version) = (Some((container.pid(), starttime)), protocol::VERSION);
@@ -441,6 +441,7 @@ impl Context {
                 volumes: self
                     .volumes(key, &record.id, (service, image), record.mode, &config.volumes.allow)
                     .map_err(|error| CreateError::Volume(service.name.clone(), error))?,
+                disk: disk.as_ref(),
             })?;
             let starttime = container.starttime().map_err(CreateError::Died)?;
             let service = &mut record.services[index];

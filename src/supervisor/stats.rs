@@ -130,7 +130,10 @@ impl Measured<'_> {
             tracing::warn!("{}", chain(error));
             Usage::default()
         });
-        let disks: Vec<_> = containers.iter().filter_map(|id| self.disk.get(id)).map(|(_, disk)| disk).collect();
+        // Where the disk is limited, what was measured of the first is of all of them.
+        let limited = containers.first().and_then(|id| self.disk.get(id)).is_some_and(|(_, disk)| disk.limit.is_some());
+        let measured = if limited { &containers[..1] } else { containers };
+        let disks: Vec<_> = measured.iter().filter_map(|id| self.disk.get(id)).map(|(_, disk)| disk).collect();
         let traffic: Vec<_> = containers.iter().filter_map(|id| self.traffic.get(id)).collect();
         let sum = |numbers: Vec<u64>| (!numbers.is_empty()).then(|| numbers.iter().sum());
         types::Usage {
@@ -141,7 +144,8 @@ impl Measured<'_> {
             pids_limit: counted.pids_max,
             oom_kills: counted.oom_kills,
             disk_bytes: sum(disks.iter().map(|disk| disk.bytes).collect()),
-            disk_complete: disks.len() == containers.len() && disks.iter().all(|disk| disk.complete),
+            disk_limit_bytes: disks.first().and_then(|disk| disk.limit),
+            disk_complete: disks.len() == measured.len() && disks.iter().all(|disk| disk.complete),
             rx_bytes: sum(traffic.iter().map(|traffic| traffic.rx_bytes).collect()),
             tx_bytes: sum(traffic.iter().map(|traffic| traffic.tx_bytes).collect()),
         }

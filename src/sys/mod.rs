@@ -7,6 +7,7 @@ pub mod confine;
 pub mod find_process;
 pub mod inode_flags;
 pub mod local_time;
+pub mod loop_device;
 pub mod memory;
 pub mod mount_api;
 pub mod pidfd;

@@ -29,6 +29,7 @@ pub fn of_sessions(root: &Path) -> Vec<String> {
     let sessions = root.join("var/lib/podspawn/sessions");
     let below = sessions.display().to_string();
     found.extend(mounts.lines().filter(|line| line.contains(&below)).map(|line| format!("mount {line}")));
+    found.extend(loop_devices(&below));
     found.extend(files(&sessions));
     found.extend(files(&root.join("run/podspawn/sessions")));
     let tree = format!("podspawn-{tag}");
@@ -123,6 +124,16 @@ fn commands() -> Vec<(i32, String)> {
         }
     }
     found
+}
+
+/// Loop devices of files below a directory, also of those that were removed.
+pub fn loop_devices(below: &str) -> Vec<String> {
+    let devices = output("losetup", &["-l", "-n", "-O", "NAME,BACK-FILE"]);
+    devices
+        .lines()
+        .filter(|line| line.contains(&format!("{below}/")))
+        .map(|line| format!("loop device {line}"))
+        .collect()
 }
 
 fn interfaces(prefix: &str) -> Vec<String> {

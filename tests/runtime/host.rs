@@ -89,6 +89,7 @@ impl Host {
             layers_root: self.root.path().join("layers"),
             layers: vec!["busybox".to_owned()],
             upperdir: dir.join("upper"),
+            own_disk: false,
             workdir: dir.join("work"),
             volumes: Vec::new(),
             cgroup: CgroupJoin::V1 { count: 0 },

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use nix::sys::utsname::uname;
 
 use super::Check;
-use crate::{cgroup::Cgroups, network};
+use crate::{cgroup::Cgroups, network, runtime::disk_image};
 
 /// Overlayfs on idmapped layers came with it, the last of what we need.
 const OLDEST_KERNEL: (u32, u32) = (5, 19);
@@ -94,6 +94,27 @@ fn forwarding(enabled: Option<u64>) -> Check {
             Check::warn(name, "net.ipv4.ip_forward is off", why).mend("sysctl net.ipv4.ip_forward=1")
         }
         Some(_) => Check::pass(name, "net.ipv4.ip_forward is on"),
+    }
+}
+
+/// How it is kept what sessions may write. `wanted` is whether all of them have a limit.
+pub(super) fn disk_limits(wanted: bool) -> Check {
+    let name = "disk limits";
+    let lacks = |found: &str, mend: &str| {
+        let check = if wanted {
+            Check::fail(name, found, "defaults.disk is set, and no session can be made that cannot be limited")
+        } else {
+            Check::warn(name, found, "projects and users whose disk is limited have no sessions")
+        };
+        check.mend(mend)
+    };
+    match disk_image::mkfs() {
+        Err(error) => lacks(&error.to_string(), "apt-get install e2fsprogs"),
+        Ok(_) if !Path::new("/dev/loop-control").exists() => lacks("the kernel has no loop devices", "modprobe loop"),
+        Ok(mkfs) => {
+            let found = format!("each limited session has a file system in a file (loop device, {})", mkfs.display());
+            Check::pass(name, found)
+        }
     }
 }
 

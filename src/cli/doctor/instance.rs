@@ -37,6 +37,7 @@ pub(super) fn checks(config: &Config, server_runs: bool) -> Vec<Check> {
         Ok(found) => free(found.blocks_available().saturating_mul(found.fragment_size()), state),
         Err(error) => Check::fail("disk space", format!("{}: {error}", state.display()), "sessions are written there"),
     });
+    checks.push(host::disk_limits(config.defaults.disk.is_some()));
     checks.push(database(config));
     checks.push(host_keys(&config.paths.host_key_dir));
     checks.push(key_directory(&config.paths.key_dir));

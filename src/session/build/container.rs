@@ -16,7 +16,7 @@ use crate::{
     image::{Digest, Image, ImageError, Packages, Upper, Wanted},
     podfile::{BuildPlan, Ports},
     protocol::{Account, SecuritySpec},
-    runtime::Container,
+    runtime::{Container, disk_image::DiskImageError},
     state::{Kind, SessionRecord},
 };
 
@@ -32,6 +32,8 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(super) enum CommitError {
     #[error("its processes cannot be ended: {0}")]
     Running(String),
+    #[error("what it has written cannot be read")]
+    Disk(#[source] DiskImageError),
     #[error(transparent)]
     Image(#[from] ImageError),
 }
@@ -85,7 +87,8 @@ impl BuildContainer {
         let (key, base) = (key.clone(), base.clone());
         blocking(&self.inner, move |context| {
             context.end_containers(&record, container).map_err(CommitError::Running)?;
-            let directory = context.directory(&record.id).join("upper");
+            let written = context.written(&record.id.clone().into()).map_err(CommitError::Disk)?;
+            let directory = written.upper();
             match packages.take(&directory, &wanted) {
                 Ok(taken) => tracing::debug!(session = %record.id, taken, wanted = wanted.len(), "packages kept"),
                 // The next build downloads them again.
@@ -177,6 +180,7 @@ fn environment(key: &SessionKey, image: &Image, config: &Config) -> Environment 
             memory_max: config.defaults.memory,
             pids_max: Some(config.security.pids_limit),
         },
+        disk: config.defaults.disk,
         security: SecuritySpec {
             capabilities: config.security.capabilities.clone(),
             // Root has nothing to gain from a setuid program.
