@@ -161,6 +161,16 @@ fn an_administrator_has_a_terminal_in_a_session_and_in_its_services() {
     terminal.shows("status 143");
     terminal.keys(&["typed later"]);
     terminal.shows("typed later");
+    drop(terminal);
+    // Whoever sits at a terminal reads what becomes of a service on lines of its own.
+    let terminal = Terminal::of(&host, &host.ssh("ada+shop", "").args(["-t"]).command());
+    terminal.shows("$");
+    host.podspawn(["exec", "ada@shop", "--service", "db", "--", "kill", "-TERM", "2"]).run();
+    terminal.shows("\npodspawn: service db was ended by signal 15\n");
+    terminal.keys(&["echo goes' 'on", "Enter"]);
+    terminal.shows("goes on\n");
+    terminal.keys(&["exit", "Enter"]);
+    terminal.shows("status 0");
     common::eventually("the program is hung up", || {
         !host.ssh("ada+shop", "ps").run().ok().text().contains("sleep 1000")
     });
