@@ -117,6 +117,8 @@ fn what_a_server_answers_has_the_shape_that_is_described() {
     eventually("eve's session is gone", || records() != serde_json::json!([]));
     let gone = records()[0]["id"].as_str().unwrap().to_owned();
     let ada = Stream::start(&host, "ada+web");
+    let projects = host.root.join("etc/podspawn/projects.yaml");
+    fs::write(projects, "other: {repo: \"https://me:secret@example.com/other.git\"}\n").unwrap();
     let description = description();
     for route in described(&description) {
         let Some(path) = route.strip_prefix("get ") else { continue };
@@ -132,6 +134,22 @@ fn what_a_server_answers_has_the_shape_that_is_described() {
     check(&description, &description["components"]["schemas"]["Problem"], &serde_json::from_str(&problem).unwrap());
     let down = curl(&host, &["-X", "POST"], "/v1/sessions/bob/down?clean=true").run().ok().text();
     check(&description, &description["components"]["schemas"]["Down"], &serde_json::from_str(&down).unwrap());
+    let key = fs::read_to_string(host.key("ada").with_extension("key.pub")).unwrap();
+    let users = |arguments: &[&str], path: &str| {
+        curl(&host, &[&["-w", " %{http_code}"], arguments].concat(), &format!("/v1/users/{path}")).run().ok().text()
+    };
+    let post = |path: &str, keys: &str| {
+        let body = serde_json::json!({"keys": [keys]}).to_string();
+        users(&["-H", "Content-Type: application/json", "-d", &body], path)
+    };
+    assert_eq!(post("zoe", &key), "{\"added\":1} 200");
+    host.ssh("zoe", "true").key(&host.key("ada")).run().ok();
+    assert!(post("zoe", "nonsense").ends_with(" 400") && post("-", &key).ends_with(" 400"));
+    assert!(users(&["-X", "DELETE"], "zoe").ends_with(" 409") && users(&["-X", "DELETE"], "yan").ends_with(" 404"));
+    assert_eq!(users(&["-X", "DELETE"], "zoe?force=true"), " 204");
+    eventually("zoe's session is gone", || host.sessions().iter().all(|session| session["user"] != "zoe"));
+    host.ssh("zoe", "true").key(&host.key("ada")).run().status(255);
+    assert!(!curl(&host, &[], "/v1/projects").run().ok().text().contains("secret"));
     assert_eq!(curl(&host, &[], "/healthz").run().ok().text(), "ok\n");
     ada.finish();
 }

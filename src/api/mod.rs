@@ -19,6 +19,10 @@
 //! | `GET /v1/records/{id}` | [`types::Record`] |
 //! | `POST /v1/sessions/{user}[@project]/stop` | 204, or 404 if there is no such session |
 //! | `POST /v1/sessions/{user}[@project]/down?clean=true` | [`types::Down`], when the session is gone, and its volumes too if `clean` |
+//! | `GET /v1/users` | list of [`types::User`] |
+//! | `POST /v1/users/{name}` with [`types::NewKeys`] | [`types::AddedKeys`] |
+//! | `DELETE /v1/users/{name}?force=true` | 204; 404 if there is none, 409 if there are sessions and no `force` |
+//! | `GET /v1/projects` | list of [`types::Project`] |
 //! | `POST /v1/stop-all` | 204 |
 //! | `POST /v1/builds` with a [`types::BuildRequest`] | lines, each a [`types::BuildEvent`]; the last one is the result |
 
@@ -27,12 +31,17 @@ mod events;
 pub mod metrics;
 pub mod server;
 pub mod types;
+pub mod users;
 
 use std::future::Future;
 
 use tokio::sync::mpsc;
 
-use crate::{audit::Listener, names::SessionId, session::SessionKey};
+use crate::{
+    audit::Listener,
+    names::{SessionId, UserName},
+    session::SessionKey,
+};
 
 /// What the server asks of the process that it runs in.
 pub trait Backend: Clone + Send + Sync + 'static {
@@ -70,6 +79,18 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn stop(&self, key: SessionKey) -> impl Future<Output = bool> + Send;
     /// Ends a session and waits until it is gone; with `clean` its volumes go too. An error is one line for people.
     fn down(&self, key: SessionKey, clean: bool) -> impl Future<Output = Result<types::Down, String>> + Send;
+    /// All users. The error is one line, here and below.
+    fn users(&self) -> impl Future<Output = Result<Vec<types::User>, String>> + Send;
+    /// All projects.
+    fn projects(&self) -> impl Future<Output = Result<Vec<types::Project>, String>> + Send;
+    /// Adds keys to a user, who is made if need be.
+    fn add_keys(
+        &self,
+        name: UserName,
+        keys: Vec<String>,
+    ) -> impl Future<Output = Result<types::AddedKeys, String>> + Send;
+    /// Takes a user's keys away, and ends the user's sessions, which there may be only with `force`.
+    fn remove_user(&self, name: UserName, force: bool) -> impl Future<Output = Result<(), users::NotRemoved>> + Send;
     /// Ends all sessions.
     fn stop_all(&self) -> impl Future<Output = ()> + Send;
     /// Builds an image, and tells how it goes until it is done or nobody listens any more.

@@ -27,6 +27,7 @@ use tokio::{
 use super::{
     Backend, events, metrics,
     types::{BuildRequest, Problem, Status},
+    users,
 };
 use crate::{names::SessionId, session::SessionKey, sys::seqpacket};
 
@@ -111,6 +112,9 @@ fn router<B: Backend>(backend: B) -> Router {
         .route("/v1/records/{id}", get(record::<B>))
         .route("/v1/sessions/{key}/stop", post(stop::<B>))
         .route("/v1/sessions/{key}/down", post(down::<B>))
+        .route("/v1/users", get(users::list::<B>))
+        .route("/v1/users/{name}", post(users::add::<B>).delete(users::remove::<B>))
+        .route("/v1/projects", get(users::projects::<B>))
         .route(
             "/v1/stop-all",
             post(|State(backend): State<B>| async move {

@@ -1,10 +1,10 @@
 //! What the control API exchanges.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
-use crate::podfile::BuildPlan;
+use std::{collections::BTreeMap, path::PathBuf};
+
+use crate::{config::projects, names::ProjectName, podfile::BuildPlan};
 
 /// A session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -242,6 +242,52 @@ impl From<Record> for RecordSummary {
             created_ms: record.created_ms,
             ended_ms: record.ended_ms,
             reason: record.reason,
+        }
+    }
+}
+
+/// A user.
+pub type User = crate::access::users::User;
+
+/// Keys for a user, each one or more lines in `authorized_keys` format.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewKeys {
+    pub keys: Vec<String>,
+}
+
+/// How many keys were not there before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddedKeys {
+    pub added: usize,
+}
+
+/// A registered project.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Project {
+    pub name: String,
+    /// Without a password.
+    pub repo: String,
+    pub branch: Option<String>,
+    pub local_path: PathBuf,
+    pub commit: Option<String>,
+    pub podfile_hash: Option<String>,
+    pub mode: Option<String>,
+    pub egress: Option<String>,
+}
+
+impl Project {
+    /// As it is listed.
+    pub fn of(name: &ProjectName, project: &projects::Project) -> Self {
+        Self {
+            name: name.to_string(),
+            repo: projects::shown(&project.repo),
+            branch: project.branch.clone(),
+            local_path: project.local_path.clone(),
+            commit: project.commit.clone(),
+            podfile_hash: project.podfile_hash.clone(),
+            mode: project.mode.map(|mode| mode.as_str().to_owned()),
+            egress: project.egress.as_ref().map(ToString::to_string),
         }
     }
 }

@@ -5,11 +5,10 @@ use std::io::{self, Write};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use serde_json::json;
 
 use super::{Session, podfile::print_problems, table};
 use crate::{
-    api::client::ClientError,
+    api::{client::ClientError, types},
     config::{
         Mode,
         projects::{Project, shown},
@@ -119,14 +118,7 @@ impl ListProjects {
     pub fn run(&self, session: &Session<'_>) -> anyhow::Result<()> {
         let projects = session.config.projects().read()?;
         if self.json {
-            let all = projects.iter().map(|(name, project)| {
-                let Project { repo, branch, local_path, commit, podfile_hash, mode, egress } = project;
-                json!({
-                    "name": name, "repo": shown(repo), "branch": branch, "local_path": local_path, "commit": commit,
-                    "podfile_hash": podfile_hash, "mode": mode.map(Mode::as_str),
-                    "egress": egress.as_ref().map(ToString::to_string),
-                })
-            });
+            let all = projects.iter().map(|(name, project)| types::Project::of(name, project));
             writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&all.collect::<Vec<_>>())?)?;
         } else {
             let or_dash = |text: Option<&str>| text.unwrap_or("-").to_owned();

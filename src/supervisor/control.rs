@@ -4,14 +4,14 @@ use std::{io, sync::Arc, time::SystemTime};
 
 use tokio::sync::mpsc;
 
-use super::{Supervisor, inspect};
+use super::{Supervisor, inspect, people};
 use crate::{
-    api::{self, types},
+    api::{self, types, users::NotRemoved},
     audit::Listener,
     errors::chain,
     image::{Image, Reference},
     metrics::Now,
-    names::{ContainerId, SessionId},
+    names::{ContainerId, SessionId, UserName},
     session::{Context, CreateError, Plan, SessionKey, View, log, state::Reason},
     state::{Phase, ServiceRecord, SessionRecord},
 };
@@ -105,6 +105,25 @@ impl api::Backend for Control {
         Ok(types::Down { stopped: down.stopped, volumes: down.volumes })
     }
 
+    async fn users(&self) -> Result<Vec<types::User>, String> {
+        let config = self.0.config();
+        on_a_thread(move || people::list(&config)).await
+    }
+
+    async fn projects(&self) -> Result<Vec<types::Project>, String> {
+        let config = self.0.config();
+        on_a_thread(move || people::projects(&config)).await
+    }
+
+    async fn add_keys(&self, name: UserName, keys: Vec<String>) -> Result<types::AddedKeys, String> {
+        let config = self.0.config();
+        on_a_thread(move || people::add_keys(&config, &name, &keys)).await
+    }
+
+    async fn remove_user(&self, name: UserName, force: bool) -> Result<(), NotRemoved> {
+        people::remove(&self.0, &name, force).await
+    }
+
     async fn stop_all(&self) {
         self.0.sessions.stop_all(&Reason::Stop);
     }
@@ -127,6 +146,13 @@ impl api::Backend for Control {
         // Whoever asked may have gone in this moment.
         let _ = events.send(last).await;
     }
+}
+
+/// Runs what reads or writes files where it may block.
+async fn on_a_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<T, String> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(error.to_string()))
 }
 
 impl Control {

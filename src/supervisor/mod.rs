@@ -20,6 +20,7 @@ mod inspect;
 mod listeners;
 mod login;
 mod penalties;
+mod people;
 mod pool;
 mod reconcile;
 mod revocation;
