@@ -63,9 +63,8 @@ impl Case {
 fn moments() -> impl Iterator<Item = (Point, u32)> {
     let times = |point: &Point| match point {
         Point::Address | Point::CgroupPart | Point::NetworkEnd => vec![1, 3],
-        Point::Directories | Point::InitSocket | Point::CgroupJoin => vec![1, 2],
+        Point::Directories | Point::InitSocket | Point::CgroupJoin | Point::DirectoriesEnd => vec![1, 2],
         Point::Network | Point::Description | Point::Init | Point::InitRecord => vec![1, 2, 3],
-        Point::DirectoriesEnd => vec![1, 2],
         _ => vec![1],
     };
     let of_sessions = Point::ALL.iter().filter(|point| **point != Point::Start);

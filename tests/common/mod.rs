@@ -111,9 +111,38 @@ pub struct Host {
     _guardian: guardian::Guardian,
 }
 
-struct Server {
+/// A server of a host that runs.
+pub struct Server {
     child: Child,
     reader: std::thread::JoinHandle<()>,
+}
+
+impl Server {
+    pub fn pid(&self) -> i32 {
+        self.child.id().cast_signed()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.pid()), signal).unwrap();
+    }
+
+    /// Ends it with `signal` and waits for it.
+    pub fn end(mut self, signal: Signal, host: &Host) -> std::process::ExitStatus {
+        self.signal(signal);
+        let mut status = None;
+        let ended = within(DEADLINE, || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        if !ended {
+            self.child.kill().unwrap();
+            self.child.wait().unwrap();
+            panic!("the server did not end within {DEADLINE:?} of {signal}; its log:\n{}", host.log());
+        }
+        // The log's pipe may be held open by connection processes that outlive the server.
+        drop(self.reader);
+        status.unwrap()
+    }
 }
 
 impl Host {
@@ -146,8 +175,30 @@ impl Host {
         self.try_serve_as(self.server_command())
     }
 
-    fn try_serve_as(&mut self, mut command: Command) -> Result<(), String> {
+    fn try_serve_as(&mut self, command: Command) -> Result<(), String> {
         assert!(self.server.is_none(), "the server runs already");
+        self.server = Some(self.start_server(command)?);
+        Ok(())
+    }
+
+    /// The server, for a test that has others use the host meanwhile.
+    pub fn take_server(&mut self) -> Server {
+        self.server.take().expect("the server runs")
+    }
+
+    /// Gives it back.
+    pub fn give_server(&mut self, server: Server) {
+        self.server = Some(server);
+    }
+
+    /// Starts a server as `change` wants it, which is the caller's to end or to give back.
+    pub fn start_server_with(&self, change: impl FnOnce(&mut Command)) -> Server {
+        let mut command = self.server_command();
+        change(&mut command);
+        self.start_server(command).unwrap_or_else(|said| panic!("the server did not start: {said}"))
+    }
+
+    fn start_server(&self, mut command: Command) -> Result<Server, String> {
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let (listening, started) = mpsc::channel();
@@ -168,9 +219,8 @@ impl Host {
         let said = |log: &Mutex<String>| log.lock().unwrap().clone();
         match started.recv_timeout(DEADLINE) {
             Ok(()) => {
-                self.server = Some(Server { child, reader });
                 self.trust_host_keys();
-                Ok(())
+                Ok(Server { child, reader })
             }
             Err(mpsc::RecvTimeoutError::Disconnected) => {
                 let status = child.wait().unwrap();
@@ -202,7 +252,12 @@ impl Host {
                 known.push_str(&format!("[{}]:{} {}\n", self.address, Self::PORT, key.trim()));
             }
         }
-        fs::write(self.known_hosts(), known).unwrap();
+        // Clients may be reading it.
+        if fs::read_to_string(self.known_hosts()).ok().as_ref() != Some(&known) {
+            let beside = self.known_hosts().with_extension("new");
+            fs::write(&beside, known).unwrap();
+            fs::rename(beside, self.known_hosts()).unwrap();
+        }
     }
 
     pub fn known_hosts(&self) -> PathBuf {
@@ -279,7 +334,7 @@ impl Host {
 
     /// The server's pid.
     pub fn pid(&self) -> i32 {
-        self.server.as_ref().expect("the server runs").child.id().cast_signed()
+        self.server.as_ref().expect("the server runs").pid()
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -288,21 +343,7 @@ impl Host {
 
     /// Ends the server with `signal` and waits for it.
     pub fn end(&mut self, signal: Signal) -> std::process::ExitStatus {
-        self.signal(signal);
-        let mut server = self.server.take().unwrap();
-        let mut status = None;
-        let ended = within(DEADLINE, || {
-            status = server.child.try_wait().unwrap();
-            status.is_some()
-        });
-        if !ended {
-            server.child.kill().unwrap();
-            server.child.wait().unwrap();
-            panic!("the server did not end within {DEADLINE:?} of {signal}; its log:\n{}", self.log());
-        }
-        // The log's pipe may be held open by connection processes that outlive the server.
-        drop(server.reader);
-        status.unwrap()
+        self.take_server().end(signal, self)
     }
 
     /// Whether the server has ended by itself; then another one may be started.
