@@ -1,10 +1,13 @@
 //! References, manifests and layers, as anybody may have made them (see [`crate::fuzzing`]).
 
-use std::io::Cursor;
+use std::{io::Cursor, path::Component};
 
 use super::{
     Digest, ImageError, Reference,
-    layer::reader::{Streamed, TarReader},
+    layer::{
+        checked_path,
+        reader::{Streamed, TarReader},
+    },
     manifest::{self, Blob, Document, Source},
 };
 
@@ -64,7 +67,10 @@ pub(crate) fn layer(data: &[u8]) {
     let mut read = 0;
     for _ in 0..MAX_ENTRIES {
         let Ok(Some(entry)) = reader.next_entry() else { return };
-        assert!(!entry.path.contains(&0) && !entry.link.contains(&0), "no name ends earlier for the kernel");
+        if let Ok(path) = checked_path(&entry.path) {
+            let plain = path.components().all(|part| matches!(part, Component::Normal(_)));
+            assert!(plain && !entry.path.contains(&0), "{}: it leads nowhere else", path.display());
+        }
         while let Ok(length @ 1..) = reader.read_data(&mut buffer) {
             read += length;
         }

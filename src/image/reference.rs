@@ -125,6 +125,10 @@ fn registry(text: &str) -> Option<RegistryReference> {
         None => (rest, None),
         Some((repository, tag)) => (repository, Some(tag)),
     };
+    // With a tag behind them these mean something else, and every name is written with its tag somewhere.
+    if registry.is_none() && ["oci", "oci-archive", "docker-archive", "bootstrap"].contains(&repository) {
+        return None;
+    }
     let valid = repository.len() <= 255
         && repository.split('/').all(is_component)
         && tag.is_none_or(is_tag)
@@ -269,6 +273,9 @@ mod tests {
             "bootstrap:debian/-x",
             "bootstrap:debian/x?include=-o",
             "oci:",
+            "oci",
+            "bootstrap",
+            "docker-archive",
             "http://x/y",
         ];
         for text in bad {

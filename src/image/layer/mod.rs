@@ -315,7 +315,7 @@ pub(super) fn is_for_containers(name: &str) -> bool {
 }
 
 /// The path of an entry below the root: relative, without `.`; refuses `..` and absolute paths.
-fn checked_path(bytes: &[u8]) -> Result<PathBuf, LayerError> {
+pub(super) fn checked_path(bytes: &[u8]) -> Result<PathBuf, LayerError> {
     let given = Path::new(std::ffi::OsStr::from_bytes(&bytes[..bytes.len().min(MAX_PATH)]));
     let hostile = |why| LayerError::Hostile { path: given.to_owned(), why };
     if bytes.len() > MAX_PATH {
