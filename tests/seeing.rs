@@ -2,7 +2,13 @@
 
 mod common;
 
+use std::{
+    io::{BufRead, BufReader},
+    process::Stdio,
+};
+
 use common::{Host, Run, Stream, eventually};
+use nix::sys::signal::Signal;
 use podspawn::names::{ContainerId, InstanceTag};
 use serde_json::Value;
 
@@ -124,4 +130,49 @@ fn metrics_count_what_happens_and_prometheus_understands_them() {
         metrics().contains("podspawn_sessions_ended_total{reason=\"disconnect\"} 1")
     });
     host.assert_no_session_left();
+}
+
+#[test]
+fn events_are_shown_as_they_happen_and_those_of_before() {
+    let mut host = Host::new().user("ada").user("bob").start();
+    host.ssh("ada", "echo before").run().ok();
+    host.assert_no_session_left();
+    let listen = |arguments: &[&str]| {
+        let mut run = host.podspawn([&["events"], arguments].concat());
+        let mut child = run.command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        (child, lines)
+    };
+    let (mut json, mut objects) = listen(&["--since", "1h", "--user", "ada", "--json"]);
+    let (mut people, mut lines) = listen(&["--since", "1h", "--event", "session.command"]);
+    // What is first is what was before, and then they listen.
+    let mut heard: Vec<Value> = Vec::new();
+    let mut until = |name: &str, objects: &mut dyn Iterator<Item = String>| {
+        while heard.last().is_none_or(|event| event["event"] != name) {
+            heard.push(serde_json::from_str(&objects.next().expect("it goes on")).unwrap());
+        }
+        heard.clone()
+    };
+    until("container.destroy", &mut objects);
+    assert!(lines.next().unwrap().contains(" session.command ada command=\"echo before\" "));
+    host.ssh("bob", "true").run().ok();
+    host.ssh("ada+web", "exit 3").run().status(3);
+    until("auth.ok", &mut objects);
+    let heard = until("container.destroy", &mut objects);
+    let logged: Vec<Value> = host.audit().into_iter().filter(|event| event["user"] == "ada").collect();
+    assert_eq!(heard, logged, "each once, and nobody else's");
+    assert!(lines.next().unwrap().contains(" session.command bob command=true "));
+    let line = lines.next().unwrap();
+    assert!(line.contains(" session.command ada@web command=\"exit 3\" ") && line.contains(" exit_code=3 "), "{line}");
+
+    // Whoever wants no more of it is no error, and an end that nobody wanted is one.
+    drop(lines);
+    host.ssh("bob", "true").run().ok();
+    assert!(people.wait().unwrap().success());
+    host.end(Signal::SIGTERM);
+    assert_eq!(json.wait().unwrap().code(), Some(1));
+    let mut said = String::new();
+    std::io::Read::read_to_string(&mut json.stderr.take().unwrap(), &mut said).unwrap();
+    assert!(said.contains("the server has ended the stream of events"), "{said}");
+    host.serve();
 }

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    ops::ControlFlow,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -39,6 +40,15 @@ pub enum ClientError {
     Answer(#[from] serde_json::Error),
     #[error("{0}")]
     Refused(String),
+}
+
+/// What somebody who listens to events hears.
+#[derive(Debug)]
+pub enum Heard<'a> {
+    /// From now on no event is missed.
+    Listening,
+    /// An event, as the audit log has it.
+    Event(&'a str),
 }
 
 /// A server, by its control socket.
@@ -129,13 +139,41 @@ impl Client {
         self.lines(Method::GET, &path, Bytes::new(), heard)
     }
 
-    /// An answer that goes on for as long as it takes, line by line.
+    /// Listens to events until the server ends or somebody has heard enough.
+    pub fn events(&self, mut heard: impl FnMut(Heard<'_>) -> ControlFlow<()>) -> Result<(), ClientError> {
+        self.text(Method::GET, "/v1/events", Bytes::new(), |line| {
+            let line = String::from_utf8_lossy(line);
+            let line = line.trim_end_matches('\n');
+            // The server begins with a comment, and has nothing else to say in one.
+            Ok(if line.starts_with(':') {
+                heard(Heard::Listening)
+            } else {
+                line.strip_prefix("data: ").map_or(ControlFlow::Continue(()), |event| heard(Heard::Event(event)))
+            })
+        })
+    }
+
+    /// An answer that goes on for as long as it takes, a JSON value on each line.
     fn lines<T: DeserializeOwned>(
         &self,
         method: Method,
         path: &str,
         body: Bytes,
         mut heard: impl FnMut(T),
+    ) -> Result<(), ClientError> {
+        self.text(method, path, body, |line| {
+            heard(serde_json::from_slice(line)?);
+            Ok(ControlFlow::Continue(()))
+        })
+    }
+
+    /// An answer that goes on for as long as it takes, line by line.
+    fn text(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        mut heard: impl FnMut(&[u8]) -> Result<ControlFlow<()>, ClientError>,
     ) -> Result<(), ClientError> {
         self.runtime()?.block_on(async {
             let answer = tokio::time::timeout(LIMIT, self.send(method, path, body)).await;
@@ -150,7 +188,9 @@ impl Client {
                 for piece in data.split_inclusive(|byte| *byte == b'\n') {
                     line.extend_from_slice(piece);
                     if line.ends_with(b"\n") {
-                        heard(serde_json::from_slice(&line)?);
+                        if heard(&line)?.is_break() {
+                            return Ok(());
+                        }
                         line.clear();
                     }
                 }

@@ -4,6 +4,7 @@ mod check;
 mod client_config;
 mod connect;
 mod doctor;
+mod events;
 mod exec;
 mod github;
 mod image;
@@ -90,6 +91,7 @@ Sessions:
   stop            End a session
   down            End a session and wait until it is gone, with its services' volumes if wanted
   logs            Show what a session's hooks and services have said
+  events          Show what happens, as it happens
   diff            Show which files a session has changed
   records         Show what is known of sessions that are gone
 
@@ -186,6 +188,8 @@ pub enum Command {
     Down(sessions::Down),
     /// Show what a session's hooks and services have said
     Logs(logs::Logs),
+    /// Show what happens, as it happens
+    Events(events::Events),
     /// Show which files a session has changed
     Diff(records::Diff),
     /// Show what is known of sessions that are gone
@@ -296,6 +300,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Stats(stats) => stats.run(&session()?),
         Command::Logs(logs) => logs.run(&session()?),
         Command::Inspect(inspect) => inspect.run(&session()?),
+        Command::Events(events) => events.run(&session()?),
         Command::Diff(diff) => diff.run(&session()?),
         Command::Records(records) => records.run(&session()?),
         Command::Exec(exec) => exec.run(&session()?),
