@@ -2,10 +2,13 @@
 
 mod common;
 
-use std::fs;
+use std::{fs, io::Read};
 
-use common::{Host, Stream, eventually};
-use nix::sys::signal::Signal;
+use common::{Host, Master, Stream, eventually};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::{Value, json};
 
 /// The events of this kind, once there are as many.
@@ -56,17 +59,149 @@ fn a_connection_is_told_from_its_login_to_its_end() {
     assert_eq!(events(&host, "container.destroy", 1)[0]["reason"], "disconnect");
 }
 
+/// Runs `command` until it has said `ready`, and then kills its client.
+fn abandon(host: &Host, login: &str, command: &str) {
+    // What the shell says about its jobs has no reader any more by then.
+    let script = format!("exec 2> /dev/null; {command} & echo ready; wait $!; exit $?");
+    let mut client = host.ssh(login, &script).spawn();
+    let mut said = [0; 6];
+    client.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
+    assert_eq!(&said, b"ready\n");
+    client.kill().unwrap();
+    client.wait().unwrap();
+}
+
 #[test]
-fn a_command_whose_client_leaves_is_recorded_all_the_same() {
+fn how_a_command_ends_whose_client_leaves_is_recorded_all_the_same() {
     let host = Host::new().user("ada").start();
-    let mut client = host.ssh("ada", "sleep 1000").spawn();
-    eventually("it runs", || host.podspawn(["stats"]).arg("--json").run().text().contains("\"pids\": 2"));
+    for (command, outcome, exit_code, signal) in [
+        ("sleep 1000", "failure", json!(null), json!(1)),
+        ("trap 'exit 7' HUP; sleep 1000", "failure", json!(7), json!(null)),
+        ("trap 'exit 0' HUP; sleep 1000", "success", json!(0), json!(null)),
+        // It has longer than the session waits for it.
+        ("trap '' HUP; sleep 1000", "unknown", json!(null), json!(null)),
+    ] {
+        abandon(&host, "ada", command);
+        host.assert_no_session_left();
+        let commands: Vec<_> = host.audit().into_iter().filter(|event| event["event"] == "session.command").collect();
+        let event = commands.last().unwrap();
+        assert!(event["command"].as_str().unwrap().contains(command), "{event}");
+        assert_eq!(
+            (&event["outcome"], &event["exit_code"], &event["signal"]),
+            (&json!(outcome), &exit_code, &signal),
+            "{event}"
+        );
+        assert!(event["duration_ms"].is_u64(), "{event}");
+    }
+    events(&host, "session.command", 4);
+    events(&host, "session.disconnect", 4);
+}
+
+#[test]
+fn a_command_whose_channel_is_closed_is_recorded_while_its_connection_goes_on() {
+    let host = Host::new().user("ada").start();
+    let master = Master::start(&host, "ada", &[]);
+    let mut client = master.ssh("exec 2> /dev/null; trap 'sleep 1; exit 9' HUP; echo ready; sleep 1000 & wait").spawn();
+    client.stdout.as_mut().unwrap().read_exact(&mut [0; 6]).unwrap();
     client.kill().unwrap();
     client.wait().unwrap();
     let command = &events(&host, "session.command", 1)[0];
-    assert_eq!((&command["command"], &command["outcome"]), (&json!("sleep 1000"), &json!("unknown")), "{command}");
-    assert_eq!((&command["exit_code"], &command["signal"]), (&Value::Null, &Value::Null));
-    events(&host, "session.disconnect", 1);
+    assert_eq!((&command["exit_code"], &command["outcome"]), (&json!(9), &json!("failure")), "{command}");
+    assert!(host.audit().iter().all(|event| event["event"] != "session.disconnect"));
+    drop(master);
+    host.assert_no_session_left();
+}
+
+#[test]
+fn a_command_is_told_from_its_beginning_whatever_becomes_of_the_server_meanwhile() {
+    let mut host = Host::new().user("ada").start();
+    let mut client = host.ssh("ada", "echo ready; sleep 1000").spawn();
+    client.stdout.as_mut().unwrap().read_exact(&mut [0; 6]).unwrap();
+    let stream = Stream::start(&host, "ada");
+    host.end(Signal::SIGKILL);
+    host.serve();
+    client.kill().unwrap();
+    client.wait().unwrap();
+    let command = &events(&host, "session.command", 1)[0];
+    assert_eq!((&command["command"], &command["signal"]), (&json!("echo ready; sleep 1000"), &json!(1)), "{command}");
+    assert!(command["duration_ms"].is_u64(), "{command}");
+    // Nobody is left that could say how this one ends.
+    let connections = host.connections("ada");
+    assert_eq!(connections.len(), 1);
+    kill(Pid::from_raw(connections[0]), Signal::SIGKILL).unwrap();
+    drop(stream);
+    let command = &events(&host, "session.command", 2)[1];
+    assert_eq!(command["outcome"], "unknown", "{command}");
+    assert!(command["command"].is_string() && command["duration_ms"].is_u64(), "{command}");
+    assert_eq!(events(&host, "session.disconnect", 2)[1]["remaining_connections"], 0);
+    assert_eq!(events(&host, "container.destroy", 1)[0]["reason"], "disconnect");
+    host.assert_no_session_left();
+}
+
+/// Why the user's session has ended, once it has.
+fn reason(host: &Host, user: &str) -> String {
+    let ended = || {
+        let of_user = |event: &Value| event["event"] == "container.destroy" && event["user"] == user;
+        host.audit().into_iter().filter(of_user).collect::<Vec<_>>()
+    };
+    eventually(&format!("the session of {user} has ended"), || !ended().is_empty());
+    assert_eq!(ended().len(), 1, "{:#?}", ended());
+    ended()[0]["reason"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn whatever_ends_a_session_its_end_is_told_once_with_the_reason() {
+    let users = ["ada", "bob", "dan", "eve", "fay"];
+    let config = "session:\n  mode: grace-period\n  grace_period: 10m";
+    let mut host = users.iter().fold(Host::new(), |host, user| host.user(user)).config(config).start();
+    // What is connected when its session ends is told why.
+    let ada = host.ssh("ada", "sleep 1000").spawn();
+    let bob = host.ssh("bob", "sleep 1000").spawn();
+    for user in ["dan", "eve", "fay"] {
+        host.ssh(user, "true").run().ok();
+    }
+    eventually("both run", || host.connections("ada").len() == 1 && host.connections("bob").len() == 1);
+    kill(Pid::from_raw(host.init("ada")), Signal::SIGKILL).unwrap();
+    host.podspawn(["stop", "bob"]).run().ok();
+    assert_eq!((reason(&host, "ada"), reason(&host, "bob")), ("container-died".into(), "stop".into()));
+    common::command::finish("ada's client", ada);
+    common::command::finish("bob's client", bob);
+    for (user, told) in
+        [("ada", "the session's container has died"), ("bob", "the session was stopped by the administrator")]
+    {
+        let find =
+            || host.audit().into_iter().find(|event| event["event"] == "session.disconnect" && event["user"] == user);
+        eventually("the end of the connection is told", || find().is_some());
+        assert_eq!(find().unwrap()["reason"], told);
+    }
+    fs::remove_file(host.root.join("etc/podspawn/keys/fay")).unwrap();
+    host.ssh("fay", "true").run().status(255);
+    assert!(events(&host, "auth.fail", 1)[0]["login"] == "fay");
+
+    let eve = host.init("eve");
+    host.end(Signal::SIGKILL);
+    kill(Pid::from_raw(eve), Signal::SIGKILL).unwrap();
+    host.serve();
+    assert_eq!(reason(&host, "eve"), "reconcile");
+    host.end(Signal::SIGINT);
+    assert_eq!((reason(&host, "dan"), reason(&host, "fay")), ("shutdown".into(), "shutdown".into()));
+    host.serve();
+    host.assert_no_session_left();
+    users.iter().for_each(|user| drop(reason(&host, user)));
+}
+
+#[test]
+fn a_session_that_a_timer_ends_is_told_with_which() {
+    let config = "session:\n  mode: grace-period\n  grace_period: 1s\n  max_lifetime: 4s";
+    let host = Host::new().user("ada").user("bob").config(config).start();
+    let bob = host.ssh("bob", "sleep 1000").spawn();
+    host.ssh("ada", "true").run().ok();
+    assert_eq!((reason(&host, "ada"), reason(&host, "bob")), ("grace-expired".into(), "max-lifetime".into()));
+    common::command::finish("bob's client", bob);
+    let end = events(&host, "session.disconnect", 2).into_iter().find(|event| event["user"] == "bob").unwrap();
+    assert!(end["reason"].as_str().unwrap().contains("maximum lifetime"), "{end}");
+    let command = events(&host, "session.command", 2).into_iter().find(|event| event["user"] == "bob").unwrap();
+    assert_eq!(command["outcome"], "unknown", "it was killed with its session: {command}");
     host.assert_no_session_left();
 }
 

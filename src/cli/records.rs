@@ -144,7 +144,12 @@ fn described(record: &Record) -> String {
                     (None, None) => "unknown".to_owned(),
                 };
                 let took = command.duration_ms.map_or_else(|| "-".to_owned(), |ms| table::duration(ms / 1000));
-                [ago(command.ended_ms), took, status, command.command.clone().unwrap_or_else(|| "(shell)".to_owned())]
+                [
+                    command.ended_ms.map_or_else(|| "-".to_owned(), ago),
+                    took,
+                    status,
+                    command.command.clone().unwrap_or_else(|| "(shell)".to_owned()),
+                ]
             })
             .collect();
         text.push_str(&format!("\n{missing}{}", table::lines(["ENDED", "TOOK", "STATUS", "COMMAND"], &rows)));

@@ -22,6 +22,7 @@ use tokio::{
     },
     time::timeout,
 };
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::{
     control::{Attachment, Control, Notice, Readers},
@@ -42,6 +43,9 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 
 /// How long after the end of a client's time in a session its last output may take, where the process lives on.
 const LAST_OUTPUT: Duration = Duration::from_secs(1);
+
+/// How long a process may take to end that was hung up. Init kills it after 5 s.
+const HANGUP_LIMIT: Duration = Duration::from_secs(10);
 
 /// The status for what podspawn itself could not do, as `docker run` and `env` use it.
 const FAILED: u8 = 125;
@@ -70,6 +74,32 @@ pub(super) enum ToChannel {
     Signal(i32),
 }
 
+/// A process that runs.
+struct Begun {
+    process: Held,
+    said: mpsc::Receiver<Said>,
+    run: u32,
+    described: Option<String>,
+    /// The connection's end waits for it a little.
+    counted: TaskTrackerToken,
+}
+
+impl Begun {
+    /// The client does not wait for it any more: it is hung up, and how it ends is reported all the same.
+    fn leave(self, control: &Control) {
+        let control = control.clone();
+        tokio::spawn(async move {
+            let Self { mut process, mut said, run, described, counted } = self;
+            process.release().await;
+            if let Ok(Some(status)) = timeout(HANGUP_LIMIT, wait_for_exit(&mut said)).await {
+                control.command(run, described, status);
+            }
+            // Only now: whoever waits for it wants to have it reported.
+            drop(counted);
+        });
+    }
+}
+
 /// How the work of a channel ended, for the client.
 enum End {
     /// Everything has been told.
@@ -89,9 +119,16 @@ pub(super) fn pair(name: &str, value: &str) -> (Bytes, Bytes) {
 pub(super) async fn run(start: Start, mut line: Line, control: Control, forwards: Arc<Forwards>) {
     let terminal = start.pty.is_some();
     let closed = line.incoming.closed.clone();
+    let mut begun = None;
     let end = tokio::select! {
-        end = work(start, &mut line, &control, &forwards) => end,
-        () = closed.cancelled() => return,
+        end = work(start, &mut line, &control, &forwards, &mut begun) => Some(end),
+        () = closed.cancelled() => None,
+    };
+    let Some(end) = end else {
+        if let Some(begun) = begun {
+            begun.leave(&control);
+        }
+        return;
     };
     conclude(end, &line, terminal).await;
 }
@@ -134,7 +171,14 @@ async fn say(line: &Line, message: &str, newline: &str) {
     let _ = line.write.extended_data_bytes(1, format!("podspawn: {message}{newline}").into_bytes()).await;
 }
 
-async fn work(start: Start, line: &mut Line, control: &Control, forwards: &Arc<Forwards>) -> End {
+/// Does what the client has asked for. What runs meanwhile is in `begun`, also when this is given up.
+async fn work(
+    start: Start,
+    line: &mut Line,
+    control: &Control,
+    forwards: &Arc<Forwards>,
+    begun: &mut Option<Begun>,
+) -> End {
     let Start { program, pty, mut env, x11 } = start;
     let audience = Audience::of(&program, pty.is_some());
     let notices = control.notices();
@@ -173,10 +217,7 @@ async fn work(start: Start, line: &mut Line, control: &Control, forwards: &Arc<F
         }
     };
     let fds = match started.await {
-        Ok(Some((FromInit::Started { .. }, fds))) => {
-            control.begun(run, described.clone());
-            fds
-        }
+        Ok(Some((FromInit::Started { .. }, fds))) => fds,
         Ok(Some((FromInit::Refused { status, message, .. }, _))) => {
             process.ended();
             return End::Failed(printable(&message), status);
@@ -184,6 +225,9 @@ async fn work(start: Start, line: &mut Line, control: &Control, forwards: &Arc<F
         Ok(Some(_) | None) => return End::Cut(control.why_ended().await),
         Err(message) => return End::Failed(message, FAILED),
     };
+    control.begun(run, described.clone());
+    let counted = control.count();
+    let Begun { process, said, described, .. } = begun.insert(Begun { process, said, run, described, counted });
     let Streams { input, output, errors, terminal } = match Streams::new(fds) {
         Ok(streams) => streams,
         Err(error) => return End::Failed(format!("the container's answer is of no use: {error}"), FAILED),
@@ -193,7 +237,7 @@ async fn work(start: Start, line: &mut Line, control: &Control, forwards: &Arc<F
     let ended = async {
         // The session's end may be told before init's socket closes, and then nobody reads from that any more.
         status = tokio::select! {
-            status = wait_for_exit(&mut said) => status,
+            status = wait_for_exit(said) => status,
             () = session_ended(control) => None,
         };
         if let Some(status) = status {
@@ -207,7 +251,7 @@ async fn work(start: Start, line: &mut Line, control: &Control, forwards: &Arc<F
         tokio::join!(out, err, ended)
     };
     let inwards = async {
-        let obedience = obey(events, terminal.as_deref(), &process);
+        let obedience = obey(events, terminal.as_deref(), process);
         tokio::join!(pump::copy_in(&incoming.queue, input), obedience, show(notices, write, audience))
     };
     // Of a session that is removed, output ends by itself.
@@ -224,7 +268,7 @@ async fn work(start: Start, line: &mut Line, control: &Control, forwards: &Arc<F
     match status {
         Some(status) => {
             process.ended();
-            control.command(run, described, status);
+            control.command(run, described.take(), status);
             End::Told
         }
         None => End::Cut(control.why_ended().await),

@@ -12,6 +12,7 @@ use tokio::{
     sync::{Mutex, broadcast, mpsc, oneshot, watch},
     time::{Instant, timeout},
 };
+use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
 use super::{
     init_link::InitLink,
@@ -35,6 +36,10 @@ const NOTICES: usize = 16;
 
 /// How long after a container's end to wait for the supervisor's reason.
 const EXPLANATION: Duration = Duration::from_secs(2);
+
+/// How long the end of a connection may wait for the processes that it has hung up, most of which end at once. The session's end
+/// waits for the connection's.
+const LEAVING: Duration = Duration::from_millis(200);
 
 /// Whether there is a session.
 #[derive(Clone)]
@@ -79,13 +84,34 @@ pub(super) enum Readers {
 }
 
 enum Request {
-    Key { login: String, key: Vec<u8>, verified: bool, reply: oneshot::Sender<KeyVerdict> },
+    Key {
+        login: String,
+        key: Vec<u8>,
+        verified: bool,
+        reply: oneshot::Sender<KeyVerdict>,
+    },
     LoggedIn,
-    Attach { project: Option<ProjectName> },
-    Begun { run: u32, command: Option<String> },
-    Command { command: Option<String>, status: ExitStatus, run: u32 },
-    Forward { kind: ForwardKind, target: String },
-    Agent { path: Option<String> },
+    Attach {
+        project: Option<ProjectName>,
+    },
+    Begun {
+        run: u32,
+        command: Option<String>,
+    },
+    Command {
+        command: Option<String>,
+        status: ExitStatus,
+        run: u32,
+    },
+    Forward {
+        kind: ForwardKind,
+        target: String,
+    },
+    Agent {
+        path: Option<String>,
+    },
+    /// To be answered when everything before it has been sent.
+    Flush(oneshot::Sender<()>),
 }
 
 /// The task's address.
@@ -96,6 +122,8 @@ pub(super) struct Control {
     output: Arc<Mutex<Reader>>,
     notices: broadcast::Sender<Notice>,
     traffic: Arc<Traffic>,
+    /// Processes that run for the client, or end because it has left.
+    running: TaskTracker,
 }
 
 impl Control {
@@ -127,7 +155,7 @@ impl Control {
             traffic: flow,
         };
         tokio::spawn(link.run());
-        (Self { requests, attachment, output, notices, traffic }, receiver)
+        (Self { requests, attachment, output, notices, traffic, running: TaskTracker::new() }, receiver)
     }
 
     /// Asks whether the key may log in. A supervisor that is gone says no.
@@ -162,6 +190,24 @@ impl Control {
     pub(super) fn command(&self, run: u32, command: Option<String>, status: ExitStatus) {
         if self.requests.try_send(Request::Command { command, status, run }).is_err() {
             tracing::warn!("a command is missing from the audit log: the supervisor does not answer");
+        }
+    }
+
+    /// Counts a process that runs, until what this returns is dropped.
+    pub(super) fn count(&self) -> TaskTrackerToken {
+        self.running.token()
+    }
+
+    /// Waits, when the client has left, until what ran for it has ended or [`LEAVING`] is over, and the supervisor has been told
+    /// of all of it.
+    pub(super) async fn settle(&self) {
+        self.running.close();
+        // What takes longer is hung up all the same, and nobody hears how it ends.
+        let _ = timeout(LEAVING, self.running.wait()).await;
+        let (reply, told) = oneshot::channel();
+        if self.requests.send(Request::Flush(reply)).await.is_ok() {
+            // A supervisor that takes nothing is none that could be told; without one there is nobody.
+            let _ = timeout(LEAVING, told).await;
         }
     }
 
@@ -356,6 +402,11 @@ impl Link {
     /// Sends a request, or keeps it if the supervisor takes no more.
     async fn pass_on(&mut self, request: Request) {
         let message = match request {
+            Request::Flush(reply) => {
+                // Whoever waits for it does so for a moment only.
+                let _ = reply.send(());
+                return;
+            }
             Request::Key { login, key, verified, reply } => {
                 self.next += 1;
                 self.asked.insert(self.next, reply);

@@ -165,13 +165,16 @@ async fn speak(
     let (control, mut ended) = Control::start(socket, adoption, serve.connection);
     let announced = Announced::default();
     let (stream, login) = Stream::new(tcp, queues.clone(), announced.clone(), &serve.settings);
-    let handler = handler::Handler::new(&serve, control, queues, login, announced);
+    let handler = handler::Handler::new(&serve, control.clone(), queues, login, announced);
     // A client that does not speak SSH is not an error of ours.
     let Ok(session) = russh::server::run_stream(Arc::new(config), stream, handler).await else { return Ok(()) };
     let handle = session.handle();
     tokio::pin!(session);
     let reason = tokio::select! {
-        _ = &mut session => return Ok(()),
+        _ = &mut session => {
+            control.settle().await;
+            return Ok(());
+        }
         reason = ended.recv() => reason,
     };
     let Some(reason) = reason else { return Ok(()) };

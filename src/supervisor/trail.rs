@@ -16,7 +16,7 @@ use crate::{
     protocol::{ExitStatus, ForwardKind},
     session::{
         Origin,
-        evidence::{Command, Journal},
+        evidence::{Begun, Command, Journal},
         state::ConnectionId,
     },
 };
@@ -95,6 +95,15 @@ impl Trail {
         self.identify(login);
         self.attached.add(session);
         self.session = Some(session.clone());
+        let begun = self.journal.running(session, self.connection).unwrap_or_else(|error| {
+            tracing::warn!(%session, "which commands run in it is not known: {error}");
+            Vec::new()
+        });
+        for Begun { run, command, begun_ms, .. } in begun.into_iter().take(RUNNING) {
+            let ago = Duration::from_millis(now_ms().saturating_sub(begun_ms));
+            let since = Instant::now().checked_sub(ago).unwrap_or_else(Instant::now);
+            self.running.insert(run, Running { command, since });
+        }
     }
 
     /// Where the client came from, and with which key.
@@ -140,6 +149,11 @@ impl Trail {
                 let end = (0..=TEXT.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
                 text.truncate(end.unwrap_or(0));
             }
+            if let Some(session) = &self.session {
+                let (command, remote) = (command.clone(), self.origin.peer.to_string());
+                let begun = Begun { begun_ms: now_ms(), command, remote, connection: self.connection, run };
+                self.journal.begun(session, begun);
+            }
             self.running.insert(run, Running { command, since: Instant::now() });
         }
     }
@@ -147,21 +161,27 @@ impl Trail {
     /// It has ended.
     pub(super) fn ended(&mut self, login: &Login, run: Option<u32>, command: Option<&str>, status: ExitStatus) {
         let time = run.and_then(|run| self.running.remove(&run)).map(|running| running.since.elapsed());
-        self.command(login, command, Some(status), time);
+        self.command(login, run, command, Some(status), time);
     }
 
     /// Records a command for the log, and for what is kept of its session.
-    fn command(&self, login: &Login, command: Option<&str>, status: Option<ExitStatus>, time: Option<Duration>) {
+    fn command(
+        &self,
+        login: &Login,
+        run: Option<u32>,
+        command: Option<&str>,
+        status: Option<ExitStatus>,
+        time: Option<Duration>,
+    ) {
         self.audit.record(&Event::Command { who: self.who(login), command, status, time });
         let Some(session) = &self.session else { return };
-        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let (exit_code, signal) = match status {
             Some(ExitStatus::Code(code)) => (Some(code), None),
             Some(ExitStatus::Signal { signal, .. }) => (None, Some(signal)),
             None => (None, None),
         };
         let command = Command {
-            ended_ms: millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()),
+            ended_ms: Some(now_ms()),
             duration_ms: time.map(millis),
             command: command.map(str::to_owned),
             exit_code,
@@ -169,7 +189,7 @@ impl Trail {
             remote: self.origin.peer.to_string(),
             connection: self.connection,
         };
-        self.journal.append(session, command);
+        self.journal.ended(session, run, command);
     }
 
     pub(super) fn forwarded(&self, login: &Login, kind: ForwardKind, target: &str) {
@@ -180,10 +200,18 @@ impl Trail {
     pub(super) fn close(&mut self, login: Option<&Login>) {
         let (Some(login), Some(session)) = (login, &self.session) else { return };
         let remaining = self.attached.remove(session);
-        for Running { command, since } in std::mem::take(&mut self.running).into_values() {
-            self.command(login, command.as_deref(), None, Some(since.elapsed()));
+        for (run, Running { command, since }) in std::mem::take(&mut self.running) {
+            self.command(login, Some(run), command.as_deref(), None, Some(since.elapsed()));
         }
         let reason = self.farewell.as_deref();
         self.audit.record(&Event::Disconnect { who: self.who(login), remaining, reason });
     }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn now_ms() -> u64 {
+    millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
 }

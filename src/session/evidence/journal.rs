@@ -22,11 +22,11 @@ const OLDER: &str = "commands.1";
 /// Bytes of a command that are kept.
 const TEXT: usize = 4096;
 
-/// A command, or a shell, that has ended.
+/// A command, or a shell, that has ended, or that ran when its session did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Command {
-    /// When it ended, in milliseconds since the epoch.
-    pub ended_ms: u64,
+    /// When it ended, in milliseconds since the epoch; `None` if it still ran.
+    pub ended_ms: Option<u64>,
     pub duration_ms: Option<u64>,
     /// `None` for a shell.
     pub command: Option<String>,
@@ -36,6 +36,25 @@ pub struct Command {
     pub remote: String,
     /// Connections have numbers, by which the audit log tells them apart.
     pub connection: u64,
+}
+
+/// One that has begun.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Begun {
+    pub begun_ms: u64,
+    pub command: Option<String>,
+    pub remote: String,
+    pub connection: u64,
+    /// Its number among those of its connection.
+    pub run: u32,
+}
+
+/// A line of the file.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Line {
+    Begun(Begun),
+    Ended { run: Option<u32>, command: Command },
 }
 
 /// Where commands are written down.
@@ -52,15 +71,29 @@ impl Journal {
         Self { sessions: sessions.to_owned(), turn: Arc::default() }
     }
 
-    /// Adds a command of the session. One that is gone takes no more; other failures are logged.
-    pub fn append(&self, session: &SessionId, mut command: Command) {
-        if let Some(text) = &mut command.command {
-            let end = (0..=TEXT.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
-            text.truncate(end.unwrap_or(0));
-        }
+    /// Adds a command of the session that has begun.
+    pub fn begun(&self, session: &SessionId, mut begun: Begun) {
+        shorten(&mut begun.command);
+        self.append(session, &Line::Begun(begun));
+    }
+
+    /// Adds how one has ended; `run` is its number if its beginning is known.
+    pub fn ended(&self, session: &SessionId, run: Option<u32>, mut command: Command) {
+        shorten(&mut command.command);
+        self.append(session, &Line::Ended { run, command });
+    }
+
+    /// The commands of a connection that have begun and not ended: for a supervisor that has not seen them begin.
+    pub fn running(&self, session: &SessionId, connection: u64) -> io::Result<Vec<Begun>> {
+        let Contents { running, .. } = contents(&self.sessions.join(session.as_str()))?;
+        Ok(running.into_iter().filter(|begun| begun.connection == connection).collect())
+    }
+
+    /// A session that is gone takes no more; other failures are logged.
+    fn append(&self, session: &SessionId, line: &Line) {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let directory = self.sessions.join(session.as_str());
-        match write(&directory, &command) {
+        match write(&directory, line) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 tracing::warn!("{} is not kept: {error}", directory.join(FILE).display());
             }
@@ -69,8 +102,15 @@ impl Journal {
     }
 }
 
-fn write(directory: &Path, command: &Command) -> io::Result<()> {
-    let mut line = serde_json::to_vec(command)?;
+fn shorten(command: &mut Option<String>) {
+    if let Some(text) = command {
+        let end = (0..=TEXT.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+        text.truncate(end.unwrap_or(0));
+    }
+}
+
+fn write(directory: &Path, line: &Line) -> io::Result<()> {
+    let mut line = serde_json::to_vec(line)?;
     line.push(b'\n');
     let path = directory.join(FILE);
     let flags = libc::O_NOFOLLOW | libc::O_CLOEXEC;
@@ -83,26 +123,53 @@ fn write(directory: &Path, command: &Command) -> io::Result<()> {
     file.write_all(&line)
 }
 
-/// The commands that are written down in a session's directory, and whether these are all.
-pub(super) fn read(directory: &Path) -> io::Result<(Vec<Command>, bool)> {
-    let (mut commands, mut contents, mut complete) = (Vec::new(), Vec::new(), true);
+/// What is written down in a session's directory.
+struct Contents {
+    ended: Vec<Command>,
+    running: Vec<Begun>,
+    /// Whether nothing is missing.
+    complete: bool,
+}
+
+fn contents(directory: &Path) -> io::Result<Contents> {
+    let (mut bytes, mut found) = (Vec::new(), Contents { ended: Vec::new(), running: Vec::new(), complete: true });
     for name in [OLDER, FILE] {
         match File::open(directory.join(name)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             other => {
-                other?.take(2 * MAX_FILE).read_to_end(&mut contents)?;
-                complete &= name == FILE;
+                other?.take(2 * MAX_FILE).read_to_end(&mut bytes)?;
+                found.complete &= name == FILE;
             }
         }
     }
-    for line in contents.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+    for line in bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
         match serde_json::from_slice(line) {
-            Ok(command) => commands.push(command),
+            Ok(Line::Begun(begun)) => found.running.push(begun),
+            Ok(Line::Ended { run, command }) => {
+                let is_other = |begun: &Begun| (begun.connection, Some(begun.run)) != (command.connection, run);
+                found.running.retain(is_other);
+                found.ended.push(command);
+            }
             // A dying supervisor has not finished it.
-            Err(_) => complete = false,
+            Err(_) => found.complete = false,
         }
     }
-    Ok((commands, complete))
+    Ok(found)
+}
+
+/// The commands that are written down in a session's directory, those that still ran at the end, and whether these are all.
+pub(super) fn read(directory: &Path) -> io::Result<(Vec<Command>, bool)> {
+    let Contents { mut ended, running, complete } = contents(directory)?;
+    ended.extend(running.into_iter().map(|begun| Command {
+        ended_ms: None,
+        duration_ms: None,
+        command: begun.command,
+        exit_code: None,
+        signal: None,
+        remote: begun.remote,
+        connection: begun.connection,
+    }));
+    Ok((ended, complete))
 }
 
 #[cfg(test)]
@@ -111,7 +178,7 @@ mod tests {
 
     fn command(text: &str) -> Command {
         Command {
-            ended_ms: 1,
+            ended_ms: Some(1),
             duration_ms: Some(2),
             command: Some(text.to_owned()),
             exit_code: Some(3),
@@ -125,17 +192,17 @@ mod tests {
     fn the_latest_commands_are_kept_and_no_more_than_fit() {
         let sessions = tempfile::tempdir().unwrap();
         let (journal, session) = (Journal::new(sessions.path()), SessionId::from_bits(1));
-        journal.append(&session, command("before there is a directory"));
+        journal.ended(&session, None, command("before there is a directory"));
         let directory = sessions.path().join(session.as_str());
         assert!(!directory.exists());
         fs::create_dir(&directory).unwrap();
         assert_eq!(read(&directory).unwrap(), (vec![], true));
         let hostile = "x\n{\"exit_code\":0}\r\0";
-        journal.append(&session, command(hostile));
+        journal.ended(&session, None, command(hostile));
         assert_eq!(read(&directory).unwrap(), (vec![command(hostile)], true));
 
         for number in 0..100 {
-            journal.append(&session, command(&format!("{number} {}", "ä".repeat(5000))));
+            journal.ended(&session, Some(number), command(&format!("{number} {}", "ä".repeat(5000))));
         }
         let (kept, complete) = read(&directory).unwrap();
         assert!(!complete && kept.len() > 10);
@@ -143,5 +210,26 @@ mod tests {
         assert!(kept.iter().all(|command| command.command.as_ref().unwrap().len() <= TEXT));
         let size: u64 = [FILE, OLDER].map(|name| directory.join(name).metadata().unwrap().len()).iter().sum();
         assert!(size <= 2 * MAX_FILE, "{size}");
+    }
+
+    #[test]
+    fn what_has_begun_runs_until_it_has_ended() {
+        let sessions = tempfile::tempdir().unwrap();
+        let (journal, session) = (Journal::new(sessions.path()), SessionId::from_bits(1));
+        let directory = sessions.path().join(session.as_str());
+        fs::create_dir(&directory).unwrap();
+        let begun = |run, connection| {
+            let (command, remote) = (Some(format!("{run}")), "127.0.0.1:5".to_owned());
+            Begun { begun_ms: 1, command, remote, connection, run }
+        };
+        for (run, connection) in [(1, 7), (2, 7), (1, 8)] {
+            journal.begun(&session, begun(run, connection));
+        }
+        journal.ended(&session, Some(1), command("1"));
+        assert_eq!(journal.running(&session, 7).unwrap(), [begun(2, 7)]);
+        assert_eq!(journal.running(&session, 8).unwrap(), [begun(1, 8)]);
+        let (kept, complete) = read(&directory).unwrap();
+        let shown: Vec<_> = kept.iter().map(|command| (command.connection, command.ended_ms)).collect();
+        assert_eq!((shown, complete), (vec![(7, Some(1)), (7, None), (8, None)], true));
     }
 }

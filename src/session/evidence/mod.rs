@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 pub(super) use self::gather::Gathering;
 pub use self::{
-    journal::{Command, Journal},
+    journal::{Begun, Command, Journal},
     records::Records,
 };
 use super::log;
@@ -33,7 +33,7 @@ pub struct Record {
     /// Of all its containers together.
     pub used: Used,
     pub services: Vec<Service>,
-    /// In the order in which they ended.
+    /// In the order in which they ended, and then those that still ran.
     pub commands: Vec<Command>,
     /// Whether these are all.
     pub commands_complete: bool,
