@@ -334,7 +334,7 @@ mod tests {
             "",
         )
         .unwrap();
-        assert_eq!(world.lines(), ["A /a\\nD"]);
+        assert_eq!(world.lines(), [r"A /a\nD etc\u{1b}[2J\xff\\\u{202e}.é'"]);
     }
 
     #[test]
