@@ -19,6 +19,8 @@ struct Sandbox {
     directory: tempfile::TempDir,
     /// A network namespace and what `/etc/resolv.conf` is to be in it.
     network: Option<(OwnedFd, &'static str)>,
+    /// What `/etc/hosts` is to be.
+    hosts: Option<&'static str>,
 }
 
 impl Sandbox {
@@ -27,7 +29,7 @@ impl Sandbox {
         let work = directory.path().join("work");
         fs::create_dir(&work).unwrap();
         chown(&work, Some(NOBODY), Some(NOBODY)).unwrap();
-        Self { directory, network: None }
+        Self { directory, network: None, hosts: None }
     }
 
     fn work(&self) -> std::path::PathBuf {
@@ -40,8 +42,9 @@ impl Sandbox {
         let mut fds = vec![OwnedFd::from(File::open(self.work()).unwrap())];
         if let Some((netns, resolv_conf)) = &self.network {
             fds.push(netns.try_clone().unwrap());
-            command.arg(resolv_conf);
+            command.args(["resolv-conf", resolv_conf]);
         }
+        command.args(self.hosts.into_iter().flat_map(|hosts| ["hosts", hosts]));
         command.arg("--").args(arguments);
         give_fds(&mut command, fds);
         command
@@ -171,4 +174,25 @@ fn in_a_network_namespace_git_reaches_what_that_reaches() {
     sandbox.git(&["ls-remote", &repository.url]).status(128);
     sandbox.git(&["clone", "-q", "git://127.0.0.1/web", "."]).ok();
     assert_eq!(fs::read_to_string(sandbox.work().join("file")).unwrap(), "content");
+}
+
+#[test]
+fn git_may_be_given_the_only_names_that_it_knows() {
+    let mut sandbox = Sandbox::new();
+    sandbox.hosts = Some("192.0.2.7\tgit.example\n");
+    sandbox.shell("getent ahostsv4 git.example | head -n 1 | cut -d ' ' -f 1").ok().stdout("192.0.2.7\n");
+    sandbox.shell("getent hosts localhost").status(2);
+    sandbox.shell("id -un").ok().stdout("nobody\n");
+}
+
+#[test]
+fn git_is_gone_when_what_it_was_started_by_has_ended_as_asked() {
+    let sandbox = Sandbox::new();
+    let mut command = sandbox.command(&["-c", "alias.x=!touch pid; sleep 4322", "x"]);
+    let mut child = command.stdin(Stdio::null()).spawn().unwrap();
+    eventually("it runs", || sandbox.work().join("pid").exists() && sleepers(&sandbox) == 1);
+    let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    assert_eq!(sleepers(&sandbox), 0);
 }

@@ -232,6 +232,22 @@ impl Cgroup {
         }
     }
 
+    /// Files by which a process gets in that is of one thread: it writes `0` to each.
+    pub fn tasks(&self) -> Result<Vec<OwnedFd>, CgroupError> {
+        let name = match self.version {
+            Version::V2 => "cgroup.procs",
+            Version::V1 => "tasks",
+        };
+        let open = |path: PathBuf| {
+            OpenOptions::new().write(true).open(&path).map_err(|source| CgroupError::Write {
+                path,
+                value: "0".to_owned(),
+                source,
+            })
+        };
+        self.paths.iter().map(|(path, _)| open(path.join(name)).map(OwnedFd::from)).collect()
+    }
+
     /// The processes in it and in those below it, as far as our pid namespace has numbers for them. None if it is gone.
     pub fn pids(&self) -> Result<Vec<i32>, CgroupError> {
         let path = self.path("pids")?;

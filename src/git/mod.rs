@@ -22,7 +22,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 pub use self::sandbox::main;
@@ -33,6 +33,9 @@ use crate::{
 
 /// Output of one command that is kept, from its end: what went wrong is in the last lines.
 const MAX_OUTPUT: usize = 64 << 10;
+
+/// How often it is asked whether a command is still wanted.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// How long a killed command may take to be gone.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
@@ -60,6 +63,8 @@ pub enum GitError {
     Missing,
     #[error("git {command} has not ended within {} seconds", .limit.as_secs())]
     TimedOut { command: String, limit: Duration },
+    #[error("git {command} was ended: it is not wanted any more")]
+    Stopped { command: String },
     #[error("git {command} has failed: {said}")]
     Failed { command: String, said: String },
 }
@@ -72,6 +77,8 @@ pub struct Git<'a> {
     /// The directory that it starts in, the only one that it can write: made by [`make_directory`].
     pub directory: &'a Path,
     pub network: Network<'a>,
+    /// Files that a process gets into a cgroup with by writing `0`: at most 8 of them.
+    pub tasks: &'a [OwnedFd],
     /// How long one command may take.
     pub limit: Duration,
 }
@@ -81,8 +88,9 @@ pub struct Git<'a> {
 pub enum Network<'a> {
     /// The host's: for addresses that the administrator has chosen.
     Host,
-    /// That of a namespace, by whose rules it is bound: for addresses that somebody else has chosen.
-    Namespace { netns: BorrowedFd<'a>, resolv_conf: &'a str },
+    /// That of a namespace, by whose rules it is bound: for addresses that somebody else has chosen. With a text for
+    /// `/etc/hosts` no other names are known than those in it.
+    Namespace { netns: BorrowedFd<'a>, resolv_conf: &'a str, hosts: Option<&'a str> },
 }
 
 /// Makes a directory for git to work in, which only the user `uid` and root can enter.
@@ -97,17 +105,35 @@ pub fn make_directory(path: &Path, uid: u32) -> Result<(), GitError> {
 impl Git<'_> {
     /// Runs `git ARGUMENTS` to its end and returns what it has written to standard output. Blocks.
     pub fn run(&self, arguments: &[&str]) -> Result<String, GitError> {
-        let command = arguments.first().copied().unwrap_or_default().to_owned();
+        self.run_while(arguments, &mut || true)
+    }
+
+    /// As [`run`](Self::run), but ends it as soon as `wanted`, which is asked again and again, says that it is not.
+    pub fn run_while(&self, arguments: &[&str], wanted: &mut dyn FnMut() -> bool) -> Result<String, GitError> {
+        // Its name comes after the settings.
+        let words = arguments.chunks(2).find(|words| words[0] != "-c");
+        let command = words.and_then(|words| words.first()).copied().unwrap_or_default().to_owned();
         let mut child = self.command(arguments)?.spawn().map_err(GitError::Start)?;
         let outputs = (child.stdout.take(), child.stderr.take());
         let (stdout, stderr) = (outputs.0.map(keep_end), outputs.1.map(keep_end));
         // Not reaped yet, so the pid is its own.
         let held = Held::open(child.id().cast_signed()).map_err(GitError::Start)?;
-        let in_time = held.wait(self.limit);
-        if !in_time {
+        let deadline = Instant::now() + self.limit;
+        let ended = loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if held.wait(left.min(LOOK)) {
+                break true;
+            }
+            if left.is_zero() || !wanted() {
+                break false;
+            }
+        };
+        let late = Instant::now() >= deadline;
+        if !ended {
             // With it everything that it has started ends: it is the first process of a namespace.
-            held.kill().map_err(GitError::Start)?;
+            held.terminate().map_err(GitError::Start)?;
             if !held.wait(KILL_LIMIT) {
+                held.kill().map_err(GitError::Start)?;
                 return Err(GitError::TimedOut { command, limit: self.limit });
             }
         }
@@ -118,7 +144,8 @@ impl Git<'_> {
         };
         let (stdout, stderr) = (text(stdout), text(stderr));
         match status.code() {
-            _ if !in_time => Err(GitError::TimedOut { command, limit: self.limit }),
+            _ if !ended && late => Err(GitError::TimedOut { command, limit: self.limit }),
+            _ if !ended => Err(GitError::Stopped { command }),
             Some(0) => Ok(stdout),
             Some(sandbox::NOT_FOUND) => Err(GitError::Missing),
             _ => Err(GitError::Failed { command, said: last_words(&stderr) }),
@@ -132,9 +159,17 @@ impl Git<'_> {
         let mut fds = vec![OwnedFd::from(directory)];
         let mut command = Command::new("/proc/self/exe");
         command.arg0("podspawn").arg("git").arg(self.uid.to_string());
-        if let Network::Namespace { netns, resolv_conf } = self.network {
+        command.args(["parent", &std::process::id().to_string()]);
+        if let Network::Namespace { netns, resolv_conf, hosts } = self.network {
             fds.push(netns.try_clone_to_owned().map_err(GitError::Start)?);
-            command.arg(resolv_conf);
+            command.args(["resolv-conf", resolv_conf]);
+            command.args(hosts.into_iter().flat_map(|hosts| ["hosts", hosts]));
+        }
+        if !self.tasks.is_empty() {
+            command.args(["tasks", &self.tasks.len().to_string()]);
+            for file in self.tasks {
+                fds.push(file.try_clone().map_err(GitError::Start)?);
+            }
         }
         command.arg("--");
         for setting in SETTINGS {

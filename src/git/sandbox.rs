@@ -1,15 +1,17 @@
-//! The process that becomes git: `podspawn git UID [RESOLV_CONF] -- ARGUMENTS`, with the directory to work in as
-//! descriptor 3 and perhaps a network namespace as 4.
+//! The process that becomes git: `podspawn git UID [OPTION VALUE]... -- ARGUMENTS`. The options: `parent` (its pid),
+//! `resolv-conf` and `hosts` (what is to be in these files), `tasks` (how many files of a cgroup). Descriptors from 3 on: the
+//! directory to work in, a network namespace if there is a `resolv-conf`, and the files to write oneself into a cgroup with.
 //!
 //! In this order, each step while the rights it needs are still there:
 //!
-//! 1. the directory is cloned as a mount; the network namespace is entered
+//! 1. the cgroup is joined; the directory is cloned as a mount; the network namespace is entered
 //! 2. namespaces of its own: mounts, processes, System V IPC, host name
 //! 3. every mount becomes read-only; `/tmp` becomes an empty one, with the directory in it
 //! 4. a child, the first process of its namespace, whose end is the end of all that git starts
 //! 5. in it: `/proc` of its own, groups, capabilities, user, limits, `no_new_privs`, seccomp, exec
 //!
-//! The outer process waits and passes the status on. Each dies with the one that has started it.
+//! The outer process waits and passes the status on. Each dies with the one that has started it. SIGTERM ends the inner one
+//! first, so that nothing of it is left, no socket either, when the outer one has ended.
 
 use std::{
     collections::BTreeMap,
@@ -31,11 +33,11 @@ use nix::{
     sys::{
         prctl,
         resource::{Resource, getrlimit, setrlimit},
-        signal::Signal,
+        signal::{SigSet, Signal, kill},
         stat::{Mode, umask},
-        wait::{WaitStatus, waitpid},
+        wait::{WaitPidFlag, WaitStatus, waitpid},
     },
-    unistd::{Gid, Pid, Uid, chdir, execvpe, getppid, setgroups, setresgid, setresuid, setsid},
+    unistd::{Gid, Pid, Uid, chdir, execvpe, getppid, setgroups, setresgid, setresuid, setsid, write},
 };
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
@@ -50,9 +52,8 @@ use crate::sys::{
 /// The status that says that there is no git to run.
 pub(super) const NOT_FOUND: i32 = 127;
 
-/// Descriptors that we are started with.
+/// The first descriptor that we are started with.
 const DIRECTORY: i32 = 3;
-const NETNS: i32 = 4;
 
 /// Where git sees its directory.
 const WORK: &str = "/tmp/work";
@@ -101,9 +102,17 @@ impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
 }
 
 /// What we are to do.
+#[derive(Default)]
 struct Order {
     uid: u32,
+    /// Who has started us. If it has ended since, there is nothing to be done.
+    parent: Option<i32>,
+    /// There is a network namespace then.
     resolv_conf: Option<String>,
+    /// The only names that there are.
+    hosts: Option<String>,
+    /// How many files of cgroups there are.
+    tasks: i32,
     arguments: Vec<CString>,
 }
 
@@ -121,15 +130,21 @@ pub fn main() -> ExitCode {
 fn run() -> Result<u8, SandboxError> {
     let order = Order::parse(std::env::args_os().skip(2).collect()).ok_or(SandboxError::Arguments)?;
     let proof = SingleThreaded::check().step("be of one thread")?;
-    let parent = getppid();
+    let parent = order.parent.map_or_else(getppid, Pid::from_raw);
     setsid().step("leave the terminal")?;
     umask(Mode::from_bits_truncate(0o022));
     process::default_signals();
     die_with(parent)?;
     let directory = inherited_fd(DIRECTORY).step("take over the directory")?;
+    let netns = order.resolv_conf.as_ref().map(|_| inherited_fd(DIRECTORY + 1)).transpose();
+    let netns = netns.step("take over the network")?;
+    let first_tasks = DIRECTORY + 1 + i32::from(netns.is_some());
+    for number in first_tasks..first_tasks + order.tasks {
+        let tasks = inherited_fd(number).step("take over the cgroup")?;
+        write(&tasks, b"0").step("join the cgroup")?;
+    }
     let work = mount_api::open_tree_clone(directory.as_fd(), c"").step("clone the directory's mount")?;
-    if order.resolv_conf.is_some() {
-        let netns = inherited_fd(NETNS).step("take over the network")?;
+    if let Some(netns) = netns {
         setns(netns, CloneFlags::CLONE_NEWNET).step("enter the network")?;
     }
     let namespaces =
@@ -137,6 +152,10 @@ fn run() -> Result<u8, SandboxError> {
     unshare(namespaces).step("make namespaces")?;
     mounts(&order, &work).step("make the file system read-only")?;
     drop((directory, work));
+    let mut heard = SigSet::empty();
+    heard.add(Signal::SIGCHLD);
+    heard.add(Signal::SIGTERM);
+    heard.thread_block().step("block signals")?;
     match process::fork(proof).step("start a process")? {
         None => {
             let error = become_git(&order);
@@ -145,7 +164,10 @@ fn run() -> Result<u8, SandboxError> {
             process::exit_now(if missing { NOT_FOUND } else { 1 })
         }
         Some(child) => loop {
-            match waitpid(Pid::from_raw(child), None) {
+            if heard.wait().step("wait for git")? == Signal::SIGTERM {
+                kill(Pid::from_raw(child), Signal::SIGKILL).step("end git")?;
+            }
+            match waitpid(Pid::from_raw(child), Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::Exited(_, status)) => return Ok(u8::try_from(status & 0xff).unwrap_or(1)),
                 Ok(WaitStatus::Signaled(_, signal, _)) => {
                     eprintln!("ended by {signal}");
@@ -160,17 +182,27 @@ fn run() -> Result<u8, SandboxError> {
 
 impl Order {
     fn parse(arguments: Vec<OsString>) -> Option<Self> {
-        let mut arguments = arguments.into_iter();
-        let uid = arguments.next()?.to_str()?.parse().ok().filter(|uid| *uid != 0)?;
-        let mut next = arguments.next()?;
-        let mut resolv_conf = None;
-        if next != "--" {
-            resolv_conf = Some(next.into_string().ok()?);
-            next = arguments.next()?;
+        let mut words = arguments.into_iter();
+        let uid = words.next()?.to_str()?.parse().ok().filter(|uid| *uid != 0)?;
+        let mut order = Self { uid, ..Self::default() };
+        loop {
+            let option = words.next()?;
+            if option == "--" {
+                break;
+            }
+            let value = words.next()?.into_string().ok()?;
+            match option.to_str()? {
+                "parent" => order.parent = Some(value.parse().ok()?),
+                "resolv-conf" => order.resolv_conf = Some(value),
+                "hosts" => order.hosts = Some(value),
+                "tasks" => order.tasks = value.parse().ok().filter(|count| (0..16).contains(count))?,
+                _ => return None,
+            }
         }
         let git = std::iter::once(OsString::from("git"));
-        let arguments = git.chain(arguments).map(|argument| CString::new(argument.into_vec()).ok());
-        (next == "--").then_some(Self { uid, resolv_conf, arguments: arguments.collect::<Option<_>>()? })
+        let arguments = git.chain(words).map(|argument| CString::new(argument.into_vec()).ok());
+        order.arguments = arguments.collect::<Option<_>>()?;
+        Some(order)
     }
 }
 
@@ -189,9 +221,21 @@ fn mounts(order: &Order, work: &OwnedFd) -> io::Result<()> {
     mount(Some("tmpfs"), "/tmp", Some("tmpfs"), flags, Some("mode=0755,size=1m"))?;
     fs::create_dir("/tmp/home")?;
     fs::create_dir(WORK)?;
+    let show = |name: &str, text: &str| {
+        let (made, place) = (format!("/tmp/{name}"), format!("/etc/{name}"));
+        fs::write(&made, text)?;
+        mount(Some(made.as_str()), place.as_str(), None::<&str>, MsFlags::MS_BIND, None::<&str>)
+            .map_err(io::Error::from)
+    };
     if let Some(text) = &order.resolv_conf {
-        fs::write("/tmp/resolv.conf", text)?;
-        mount(Some("/tmp/resolv.conf"), "/etc/resolv.conf", None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+        show("resolv.conf", text)?;
+    }
+    if let Some(text) = &order.hosts {
+        show("hosts", text)?;
+        // A C library other than glibc has no such file, and looks into the other one first.
+        if Path::new("/etc/nsswitch.conf").exists() {
+            show("nsswitch.conf", "hosts: files\npasswd: files\ngroup: files\n")?;
+        }
     }
     mount(None::<&str>, "/tmp", None::<&str>, flags | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, None::<&str>)?;
     mount_api::move_mount(work.as_fd(), path(WORK)?.as_fd())?;
@@ -229,6 +273,7 @@ fn confine(order: &Order) -> Result<(), SandboxError> {
         let limit = limit.min(hard);
         setrlimit(resource, limit, limit).step("set a resource limit")?;
     }
+    SigSet::all().thread_unblock().step("unblock signals")?;
     // Seen from inside, a parent in another namespace is 0.
     die_with(Pid::from_raw(0))?;
     chdir(Path::new(WORK)).step("change the directory")?;

@@ -142,7 +142,7 @@ impl Changes {
     /// Clones the latest state and returns its commit.
     fn clone(&self, directory: &Path, repo: &str, branch: Option<&str>) -> Result<String, git::GitError> {
         git::make_directory(directory, self.uid)?;
-        let git = Git { uid: self.uid, directory, network: Network::Host, limit: CLONE_LIMIT };
+        let git = Git { uid: self.uid, directory, network: Network::Host, tasks: &[], limit: CLONE_LIMIT };
         let mut arguments =
             vec!["clone", "--quiet", "--depth=1", "--single-branch", "--no-tags", "--no-recurse-submodules"];
         arguments.extend(branch.into_iter().flat_map(|branch| ["--branch", branch]));

@@ -63,6 +63,14 @@ impl Held {
         }
     }
 
+    /// Asks the process to end. Succeeds if it has ended already; does not wait.
+    pub fn terminate(&self) -> io::Result<()> {
+        match pidfd_send_signal(self.pidfd(), libc::SIGTERM) {
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+            other => other,
+        }
+    }
+
     /// Whether the process has ended.
     pub fn has_ended(&self) -> bool {
         self.wait(Duration::ZERO)
