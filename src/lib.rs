@@ -9,7 +9,8 @@
 //! main ─▶ connection ─▶ protocol ─▶ sys        main ─▶ init ─▶ protocol ─▶ sys
 //! ```
 //!
-//! `project` holds the repositories that `cli` adds and `session` makes sessions from, `git` clones them without rights.
+//! `project` holds the repositories that `cli` adds and `session` makes sessions from, `git` clones them without rights, `mirror`
+//! keeps the public ones that sessions clone.
 //! `config`, `podfile` and `names` hold plain values that any of them may read, `access` says who may log in; none of them
 //! knows a process or a kernel object.
 
@@ -31,6 +32,7 @@ pub mod image;
 pub mod init;
 pub mod log;
 pub mod metrics;
+pub mod mirror;
 pub mod names;
 pub mod network;
 pub mod podfile;

@@ -98,6 +98,7 @@ fn effective(config: &Config) -> Vec<(&'static str, Value)> {
         volumes,
         images,
         builds,
+        mirrors,
         podfile,
         log,
         metrics,
@@ -184,6 +185,8 @@ fn effective(config: &Config) -> Vec<(&'static str, Value)> {
         ("builds.step_timeout", duration(builds.step_timeout)),
         ("builds.mirrors", json!(builds.mirrors)),
         ("builds.package_cache", json!(builds.package_cache)),
+        ("mirrors.size", json!(mirrors.size)),
+        ("mirrors.max_age", duration(mirrors.max_age)),
         ("podfile.private_hosts", json!(podfile.private_hosts)),
     ]
 }

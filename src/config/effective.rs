@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Auth, Builds, Config, Defaults, Egress, Images, Log, MaxStartups, Metrics, Mode, Network, Paths, Podfile,
+    Auth, Builds, Config, Defaults, Egress, Images, Log, MaxStartups, Metrics, Mirrors, Mode, Network, Paths, Podfile,
     Resources, Security, Session, Volumes,
     load::{ConfigError, Source, ValueError},
     per_source, raw,
@@ -167,6 +167,7 @@ pub(super) fn config(
         images: images(&fields, raw.images.unwrap_or_default())?,
         metrics: metrics(&fields, raw.metrics.unwrap_or_default())?,
         builds: builds(&fields, raw.builds.unwrap_or_default())?,
+        mirrors: mirrors(&fields, raw.mirrors.unwrap_or_default())?,
         podfile: Podfile { private_hosts: raw.podfile.and_then(|raw| raw.private_hosts).unwrap_or_default() },
         log: Log { file: log.file.map(PathBuf::from), audit_log: log.audit_log.map(PathBuf::from) },
         source,
@@ -407,6 +408,12 @@ fn images(fields: &Fields<'_>, raw: raw::Images) -> Result<Images, ConfigError> 
         max_bytes: fields.size("images.max_size", raw.max_size, 64 << 30)?,
         max_entries: raw.max_entries.unwrap_or(4_000_000),
     })
+}
+
+fn mirrors(fields: &Fields<'_>, raw: raw::Mirrors) -> Result<Mirrors, ConfigError> {
+    let size = fields.size("mirrors.size", raw.size, 8 << 30)?;
+    let max_age = fields.duration("mirrors.max_age", raw.max_age.as_deref(), "30d")?;
+    Ok(Mirrors { size, max_age })
 }
 
 fn builds(fields: &Fields<'_>, raw: raw::Builds) -> Result<Builds, ConfigError> {

@@ -70,6 +70,7 @@ pub struct Config {
     pub volumes: Volumes,
     pub images: Images,
     pub builds: Builds,
+    pub mirrors: Mirrors,
     pub podfile: Podfile,
     pub log: Log,
     pub metrics: Metrics,
@@ -268,6 +269,15 @@ pub struct Builds {
     pub mirrors: std::collections::BTreeMap<String, String>,
     /// How much is kept of packages that builds have downloaded, in bytes; with 0 nothing is.
     pub package_cache: u64,
+}
+
+/// What is kept of the repositories that sessions clone.
+#[derive(Debug, Clone)]
+pub struct Mirrors {
+    /// What all of them may take, in bytes, and one of them a quarter of; with 0 there are none.
+    pub size: u64,
+    /// After which one is made anew, whatever has been used of it.
+    pub max_age: Duration,
 }
 
 /// What Podfiles may lead to.

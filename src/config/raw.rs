@@ -42,6 +42,7 @@ section! {
         volumes: Volumes,
         images: Images,
         builds: Builds,
+        mirrors: Mirrors,
         podfile: Podfile,
         projects_file: String,
         metrics: Metrics,
@@ -194,6 +195,13 @@ section! {
 }
 
 section! {
+    Mirrors {
+        size: Size,
+        max_age: String,
+    } later { }
+}
+
+section! {
     Podfile {
         private_hosts: Vec<String>,
     } later { }
@@ -247,6 +255,7 @@ impl File {
         add("podfile", self.podfile.as_ref().map(Podfile::unsupported));
         add("images", self.images.as_ref().map(Images::unsupported));
         add("builds", self.builds.as_ref().map(Builds::unsupported));
+        add("mirrors", self.mirrors.as_ref().map(Mirrors::unsupported));
         all
     }
 }

@@ -105,7 +105,12 @@ pub(super) fn set_up(newborn: &Newborn<'_>) -> Result<(Init, Vec<String>), Failu
     }
     let others = spec.volumes.iter().zip(volumes).filter(|(volume, _)| volume.kind != VolumeKind::Home);
     for (volume, mount) in others {
-        filesystems::mount_volume(volume, &mount).at(&format!("mount a volume on {}", volume.path))?;
+        match filesystems::mount_volume(volume, &mount) {
+            Err(error) if volume.kind == VolumeKind::Foreign => {
+                warnings.push(format!("nothing is mounted on {}: {error}", volume.path));
+            }
+            mounted => mounted.at(&format!("mount a volume on {}", volume.path))?,
+        }
     }
     if spec.security.readonly_rootfs {
         filesystems::make_root_read_only().at("make the root file system read-only")?;

@@ -496,6 +496,9 @@ pub enum VolumeKind {
     Named,
     /// The home directory of the session's user, who is given an empty one as a new home. There is one at most.
     Home,
+    /// The host's, and nobody's in the container: its ids are not mapped, and nothing of it can be executed. The container can do
+    /// without.
+    Foreign,
 }
 
 /// How a process joins a container's cgroup.

@@ -16,7 +16,7 @@ use nix::{
 };
 
 use crate::{
-    protocol::ContainerSpec,
+    protocol::{ContainerSpec, Volume, VolumeKind},
     sys::mount_api::{
         attr, fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount_setattr, mount_setattr_idmap, move_mount,
         open_tree_clone,
@@ -174,9 +174,13 @@ impl Scratch {
     }
 }
 
-/// Shows the detached mount of a volume with the container's ids.
-pub(super) fn shift(mount: &OwnedFd, read_only: bool, userns: BorrowedFd<'_>) -> io::Result<()> {
-    let read_only = if read_only { attr::RDONLY } else { 0 };
+/// Makes the detached mount of a volume what a container may have: with its ids, or with nothing of it its own.
+pub(super) fn volume(mount: &OwnedFd, volume: &Volume, userns: BorrowedFd<'_>) -> io::Result<()> {
+    let read_only = if volume.read_only { attr::RDONLY } else { 0 };
+    if volume.kind == VolumeKind::Foreign {
+        // Whoever in the container got the right to mount again what is read-only would still be nobody to these files.
+        return mount_setattr(mount.as_fd(), attr::NODEV | attr::NOSUID | attr::NOEXEC | read_only);
+    }
     mount_setattr_idmap(mount.as_fd(), attr::NODEV | attr::NOSUID | read_only, userns)
 }
 

@@ -167,10 +167,15 @@ fn mounts(spec: &ContainerSpec, volumes: &[PathBuf]) -> Result<Vec<Mount>, OciSp
         all.push(mount(path, "tmpfs", "tmpfs", nosuid.into_iter().chain(["nodev".to_owned()]).chain(own).collect())?);
     }
     for (volume, source) in spec.volumes.iter().zip(volumes) {
-        let mut words = words("bind,nosuid,nodev,idmap");
+        let foreign = volume.kind == VolumeKind::Foreign;
+        let mut words = words(if foreign { "bind,nosuid,nodev,noexec" } else { "bind,nosuid,nodev,idmap" });
         words.extend(volume.read_only.then(|| "ro".to_owned()));
         let path = if volume.kind == VolumeKind::Home { home(spec) } else { volume.path.clone() };
         let of_volume = MountBuilder::default().destination(path).typ("none").source(source).options(words);
+        if foreign {
+            all.push(of_volume.build()?);
+            continue;
+        }
         let shifted = of_volume.uid_mappings(vec![ids(spec.id_base)?]).gid_mappings(vec![ids(spec.id_base)?]);
         all.push(shifted.build()?);
     }

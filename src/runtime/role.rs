@@ -243,8 +243,7 @@ impl Newborn {
         let rootfs = scratch.overlay(spec, disk, userns.as_fd()).step("mount the root file system")?;
         let dev = mounts::dev(spec.id_base).step("make /dev")?;
         for (volume, mount) in spec.volumes.iter().zip(volumes) {
-            mounts::shift(mount, volume.read_only, userns.as_fd())
-                .step(&format!("map the ids of volume {}", volume.path))?;
+            mounts::volume(mount, volume, userns.as_fd()).step(&format!("prepare volume {}", volume.path))?;
         }
         let mut mounts = vec![rootfs.as_fd(), dev.as_fd(), self.sys.as_fd()];
         mounts.extend(volumes.iter().map(AsFd::as_fd));

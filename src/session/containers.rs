@@ -59,6 +59,8 @@ pub(super) struct Blueprint<'a> {
     pub volumes: Prepared,
     /// The session's, where what it may write is limited.
     pub disk: Option<&'a Attached>,
+    /// Whether repositories are cloned that may come from mirrors.
+    pub mirrors: bool,
 }
 
 impl Context {
@@ -130,8 +132,9 @@ impl Context {
             env,
             workdir,
             security,
-            volumes,
+            mut volumes,
             disk,
+            mirrors,
         } = blueprint;
         faults::at(Point::Directories)?;
         let directory = self.container_directory(&id);
@@ -147,6 +150,10 @@ impl Context {
                 Some(mount)
             }
         };
+        if mirrors {
+            super::mirrors::add_volume(&mut volumes, &directory)
+                .map_err(|e| CreateError::Directory(directory.clone(), e))?;
+        }
         let top = if disk.is_some() { PathBuf::from(id.to_string()) } else { directory };
         let run = self.run_dir.join(id.session.as_str());
         std::fs::create_dir_all(&run).map_err(|e| CreateError::Directory(run.clone(), e))?;

@@ -9,10 +9,11 @@ use super::{state::Alone, steps::SessionKey};
 use crate::{
     cgroup,
     config::{
-        Config, Egress, Mode, Resources,
+        self, Config, Egress, Mode, Resources,
         overrides::{self, OverridesError},
         projects::Project,
     },
+    mirror::{self, Source},
     names::ProjectName,
     podfile::{self, BuildPlan, Bytes, Overrides, Podfile, Repo, git},
     project::{Podfiles, ProjectError},
@@ -59,6 +60,8 @@ pub struct SetUp {
     pub on_create: Option<String>,
     /// A script for `sh`, for each connection.
     pub on_start: Option<String>,
+    /// What mirrors may take, if any of these can be cloned from one.
+    pub mirrors: Option<mirror::Limits>,
 }
 
 /// When a session ends.
@@ -118,6 +121,7 @@ impl Environment {
             }
         }
         environment.apply_overrides(overrides, config);
+        environment.set_up.mirrors = environment.mirrors(config);
         if let Some(mode) = mode {
             environment.life = Life::of(mode, config);
         }
@@ -178,6 +182,7 @@ impl Environment {
             repos,
             on_create: podfile.on_create.clone(),
             on_start: podfile.on_start.clone(),
+            mirrors: None,
         };
         self.services.clone_from(&podfile.services);
         self.apply_ports(&podfile.ports, config);
@@ -238,6 +243,17 @@ impl Environment {
         self.disk = resources.disk.map(|Bytes(bytes)| bytes).or(self.disk);
     }
 
+    /// What mirrors may take if any can be of use.
+    fn mirrors(&self, config: &Config) -> Option<mirror::Limits> {
+        let limits = limits_of_mirrors(config);
+        // With no way out not even names are looked up.
+        let way_out = self.egress.as_ref().unwrap_or(&config.network.egress) != &Egress::None;
+        let urls = self.set_up.repos.iter().map(|repo| &repo.url);
+        let urls = urls.chain(self.set_up.dotfiles.iter().map(|dotfiles| &dotfiles.repo));
+        let any = urls.into_iter().any(|url| Source::of(url).is_some());
+        (limits.bytes > 0 && way_out && any).then_some(limits)
+    }
+
     /// Services run as their images say. Nobody is made for them.
     pub fn account_of_services(&self) -> Account {
         Account { user: None, sudo: false, ..self.account.clone() }
@@ -254,6 +270,12 @@ impl Environment {
         self.account.sudo = false;
         self.security.no_new_privileges = config.security.no_new_privileges.unwrap_or(true);
     }
+}
+
+/// What the configuration says of mirrors.
+pub fn limits_of_mirrors(config: &Config) -> mirror::Limits {
+    let config::Mirrors { size, max_age } = config.mirrors;
+    mirror::Limits { bytes: size, age: max_age }
 }
 
 /// What the configuration calls it.

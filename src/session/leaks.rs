@@ -8,7 +8,7 @@ use crate::{
     cgroup::Cgroups,
     config::Config,
     errors::chain,
-    image,
+    image, mirror,
     names::{ContainerId, SessionId},
     network::Network,
     runtime,
@@ -18,7 +18,7 @@ use crate::{
 /// One object that should not be there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Leak {
-    /// `process`, `mount`, `loop`, `veth`, `nft`, `cgroup`, `directory`, `socket`, `image` or `record`.
+    /// `process`, `mount`, `loop`, `veth`, `nft`, `cgroup`, `directory`, `socket`, `image`, `mirror` or `record`.
     pub kind: String,
     pub name: String,
 }
@@ -69,6 +69,9 @@ pub fn leaks(config: &Config, server_runs: bool) -> Result<Vec<Leak>, LeaksError
     // What pulls have left is of no session.
     let unfinished = image::listing(&config.paths.state_dir.join("images")).map_err(chain).map_err(failed("images"))?;
     leaks.extend(unfinished.into_iter().map(|name| Leak { kind: "image".to_owned(), name }));
+    let unfinished =
+        mirror::listing(&config.paths.state_dir.join("mirrors")).map_err(chain).map_err(failed("mirrors"))?;
+    leaks.extend(unfinished.into_iter().map(|name| Leak { kind: "mirror".to_owned(), name }));
     for record in &records {
         let alive = record.init.is_some_and(|(pid, starttime)| runtime::Container::adopt(pid, starttime).is_some());
         if !alive && !server_runs {

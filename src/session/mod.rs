@@ -19,12 +19,14 @@ mod idle;
 pub mod inside;
 mod leaks;
 pub mod log;
+mod mirrors;
 mod ports;
 pub mod registry;
 mod services;
 mod set_up;
 pub mod state;
 pub mod steps;
+mod updates;
 mod variables;
 mod volumes;
 
@@ -34,12 +36,13 @@ pub use self::{
     containers::socket_of,
     description::{Description, DescriptionError},
     driver::View,
-    environment::Environment,
+    environment::{Environment, limits_of_mirrors},
     leaks::{Leak, leaks},
     ports::ExposedPort,
     registry::Sessions,
     services::Plan,
     steps::{Context, CreateError, RLIMITS, SessionKey, egress, leases},
+    updates::Updates,
     variables::Variables,
     volumes::remove_all_of as remove_volumes_of,
 };

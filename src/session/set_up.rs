@@ -10,6 +10,7 @@ use super::{
     agents::Agents,
     inside::{self, InsideError, Run},
     log::Log,
+    mirrors::SessionMirrors,
 };
 use crate::{
     errors::{chain, printable},
@@ -28,16 +29,27 @@ const ON_START_LIMIT: Duration = Duration::from_secs(5 * 60);
 /// What of one step's output is passed on. The step itself may say more.
 const OUTPUT_LIMIT: u64 = 16 << 20;
 
-/// Clones `$1` to `$2` (`~/` is the home directory) with the further options, unless it is there already. Keys are asked for nowhere, and a host
-/// that is seen for the first time is believed, as there is nobody to ask.
+/// Clones `$1` to `$2` (`~/` is the home directory) with the further options, unless it is there already. With a mirror, `$3`,
+/// what is there of it comes from that, and nothing of the clone depends on it afterwards; if that fails in any way it is cloned as
+/// without. Keys are asked for nowhere, and a host that is seen for the first time is believed, as there is nobody to ask.
 const CLONE: &str = r#"
-url=$1 path=$2; shift 2
+url=$1 path=$2 mirror=$3; shift 3
 case $path in "~/"*) path=$HOME/${path#"~/"};; esac
 [ ! -e "$path/.git" ] || exit 0
 command -v git > /dev/null || exit 127
+[ "$mirror" != look ] || exit 66
 export GIT_TERMINAL_PROMPT=0
 export GIT_SSH_COMMAND="${GIT_SSH_COMMAND:-ssh -o BatchMode=yes -o StrictHostKeyChecking=accept-new -o ConnectTimeout=30}"
-exec git clone --quiet "$@" -- "$url" "$path"
+if [ -z "$mirror" ] || [ ! -e "$mirror/HEAD" ]; then
+    exec git clone --quiet "$@" -- "$url" "$path"
+fi
+if said=$(git clone --quiet --reference "$mirror" --dissociate "$@" -- "$url" "$path" 2>&1); then
+    [ -z "$said" ] || printf '%s\n' "$said" >&2
+    # For servers of files, and left by what makes the clone independent.
+    rm -f "$path/.git/objects/info/packs"
+    exit 0
+fi
+git clone --quiet "$@" -- "$url" "$path" && exit 65
 "#;
 
 /// Runs the script `$1`, called `$0`. Both outputs are one, so that what is said comes in its order.
@@ -51,6 +63,15 @@ const ANYWHERE: &str = "/";
 
 /// The status of [`CLONE`] without git.
 const NO_GIT: ExitStatus = ExitStatus::Code(127);
+
+/// That of one that was only to look whether there is something to clone.
+const TO_DO: ExitStatus = ExitStatus::Code(66);
+
+/// That of one that has worked without the mirror, and not with it.
+const WITHOUT_MIRROR: ExitStatus = ExitStatus::Code(65);
+
+/// The mirror of one that is only to look.
+const LOOK: &str = "look";
 
 /// Why a session cannot be worked with.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +100,8 @@ pub(super) struct Stage {
     pub transcript: Transcript,
     pub log: Arc<Log>,
     pub agents: Agents,
+    /// `None` if nothing is cloned from mirrors.
+    pub mirrors: Option<SessionMirrors>,
     /// Hears one line about what takes so long.
     pub progress: Box<dyn Fn(&str) + Send + Sync>,
 }
@@ -86,7 +109,7 @@ pub(super) struct Stage {
 impl SetUp {
     /// Whether there is nothing to be done once.
     pub(super) fn is_empty(&self) -> bool {
-        let Self { notice, dotfiles, repos, on_create, on_start: _ } = self;
+        let Self { notice, dotfiles, repos, on_create, on_start: _, mirrors: _ } = self;
         notice.is_none() && dotfiles.is_none() && repos.is_empty() && on_create.is_none()
     }
 
@@ -155,14 +178,26 @@ impl Stage {
         git_is_missing: &mut bool,
     ) -> bool {
         (self.progress)(&format!("cloning {url}"));
-        let mut words = vec!["sh", "-c", CLONE, "clone", url, path];
-        if let Some(branch) = branch {
-            words.extend(["--single-branch", "--branch", branch]);
-        }
         let agent = if is_ssh(url) { self.agents.any().await } else { self.agents.now() };
-        let run = Run { cwd: Some(ANYWHERE.to_owned()), ..Run::argv(words) };
-        match self.status(source, run, agent, CLONE_LIMIT).await {
-            Ok(ExitStatus::Code(0)) => true,
+        let clone = |mirror: &str| {
+            let mut words = vec!["sh", "-c", CLONE, "clone", url, path, mirror];
+            if let Some(branch) = branch {
+                words.extend(["--single-branch", "--branch", branch]);
+            }
+            let run = Run { cwd: Some(ANYWHERE.to_owned()), ..Run::argv(words) };
+            self.status(source, run, agent.clone(), CLONE_LIMIT)
+        };
+        let given = match self.mirrors.as_ref().and_then(|mirrors| mirrors.of(url)) {
+            // A mirror is not worth making for an image without git.
+            Some(mirror) if matches!(clone(LOOK).await, Ok(TO_DO)) => mirror.give().await,
+            _ => None,
+        };
+        let status = clone(given.as_ref().map_or("", |given| &given.inside)).await;
+        if let Some(given) = given {
+            given.take_back(matches!(status, Ok(WITHOUT_MIRROR))).await;
+        }
+        match status {
+            Ok(ExitStatus::Code(0) | WITHOUT_MIRROR) => true,
             Ok(NO_GIT) => {
                 if !*git_is_missing {
                     self.warn(source, "the image has no git, so nothing is cloned; add it: packages: [git]");

@@ -33,6 +33,7 @@ use super::{
     leaks::session_in,
     ports::{PortError, Ports},
     services::{Plan, PlanError, ServiceError, Services},
+    updates::Updates,
     variables::Variables,
     volumes::{Prepared, VolumeError},
 };
@@ -42,6 +43,7 @@ use crate::{
     errors::chain,
     faults::{self, Injected, Point},
     image::{self, Image, Store},
+    mirror::Mirrors,
     names::{ContainerId, InstanceTag, NameError, ProjectName, SessionId, UserName},
     network::{self, Egress, Lease, Network, Subnet},
     podfile,
@@ -92,6 +94,8 @@ pub struct Context {
     pub network: Network,
     pub spawner: Spawner,
     pub podfiles: Podfiles,
+    pub mirrors: Mirrors,
+    pub updates: Updates,
     /// `STATE/sessions` and `RUN/sessions`: one directory for each session in either.
     pub state_dir: PathBuf,
     pub run_dir: PathBuf,
@@ -414,6 +418,7 @@ impl Context {
             security: environment.security.clone(),
             volumes: environment.home.as_deref().map(homes::prepare).transpose()?.unwrap_or_else(Prepared::none),
             disk: disk.as_ref(),
+            mirrors: environment.set_up.mirrors.is_some(),
         })?;
         let starttime = container.starttime().map_err(CreateError::Died)?;
         (record.init, record.init_version) = (Some((container.pid(), starttime)), protocol::VERSION);
@@ -442,6 +447,7 @@ impl Context {
                     .volumes(key, &record.id, (service, image), record.mode, &config.volumes.allow)
                     .map_err(|error| CreateError::Volume(service.name.clone(), error))?,
                 disk: disk.as_ref(),
+                mirrors: false,
             })?;
             let starttime = container.starttime().map_err(CreateError::Died)?;
             let service = &mut record.services[index];
@@ -492,6 +498,8 @@ impl Context {
         let at = |point| faults::at(point).map_err(chain);
         let stopping = |()| self.state.set_phase(id, Phase::Stopping).map_err(chain);
         attempt("record", at(Point::StoppingRecord).and_then(stopping));
+        // While the network is there: a connection that cannot be closed would keep it.
+        let _no_updates = self.updates.end(id);
         attempt("container", at(Point::ContainersEnd).and_then(|()| self.end_containers(record, container)));
         let cgroup = self.cgroups.adopt(id);
         let killed = at(Point::CgroupEnd).and_then(|()| cgroup.kill().map_err(chain));

@@ -86,6 +86,12 @@ impl Prepared {
     pub(super) fn none() -> Self {
         Self { mounts: Vec::new(), volumes: Vec::new(), sources: Vec::new() }
     }
+
+    pub(super) fn add(&mut self, source: PathBuf, mount: OwnedFd, volume: protocol::Volume) {
+        self.sources.push(source);
+        self.mounts.push(mount);
+        self.volumes.push(volume);
+    }
 }
 
 impl Context {

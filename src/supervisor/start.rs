@@ -44,6 +44,7 @@ use crate::{
     errors::chain,
     faults::{self, Injected, Point},
     image::{ImageError, Store},
+    mirror::{MirrorError, Mirrors},
     network::{
         self, Network, NetworkError, Subnet,
         dns::{Forwarder, Upstreams},
@@ -62,6 +63,9 @@ use crate::{
 
 /// How long builds may take to end when the server does.
 const BUILDS_LIMIT: Duration = Duration::from_secs(15);
+
+/// How often it is looked whether mirrors are too old.
+const PRUNE_EVERY: Duration = Duration::from_secs(3600);
 
 /// How long to wait before the network's rules are looked at again after that has failed.
 const RULES_BACK_OFF: Duration = Duration::from_secs(1);
@@ -97,6 +101,8 @@ pub enum StartError {
     State(#[from] StateError),
     #[error("cannot open the image store")]
     Images(#[from] ImageError),
+    #[error("cannot use mirrors of repositories")]
+    Mirrors(#[from] MirrorError),
     #[error("cannot limit resources with cgroups")]
     Cgroups(#[from] CgroupError),
     #[error("cannot set up the network")]
@@ -169,6 +175,7 @@ pub(super) async fn start(
     });
     tasks.spawn(keep_rules(supervisor.clone(), watch));
     tasks.spawn(prune_records(supervisor.clone()));
+    tasks.spawn(prune_mirrors(supervisor.clone()));
     tasks.spawn({
         let supervisor = supervisor.clone();
         async move { supervisor.pool.refill().await }
@@ -298,6 +305,21 @@ async fn keep_rules(supervisor: Arc<Supervisor>, watch: network::Watch) {
     }
 }
 
+/// Removes mirrors that have become too old, and all that have been once there are to be none.
+async fn prune_mirrors(supervisor: Arc<Supervisor>) {
+    loop {
+        let supervisor = supervisor.clone();
+        let pruned = tokio::task::spawn_blocking(move || {
+            let limits = session::limits_of_mirrors(&supervisor.config());
+            supervisor.sessions.context().mirrors.prune(limits)
+        });
+        if let Ok(Err(error)) = pruned.await {
+            tracing::error!("{}", chain(error));
+        }
+        tokio::time::sleep(PRUNE_EVERY).await;
+    }
+}
+
 /// Opens what owns kernel objects and files. Sessions that an earlier supervisor left keep their network.
 fn open_leaves(config: &Config) -> Result<Context, StartError> {
     let paths = &config.paths;
@@ -323,6 +345,8 @@ fn open_leaves(config: &Config) -> Result<Context, StartError> {
         network,
         spawner,
         podfiles: Podfiles::default(),
+        mirrors: Mirrors::open(&paths.state_dir.join("mirrors"))?,
+        updates: session::Updates::default(),
         state_dir: paths.state_dir.join("sessions"),
         run_dir: paths.run_dir.join("sessions"),
         volumes_dir: paths.state_dir.join("volumes"),

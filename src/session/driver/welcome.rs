@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Driver, Event, ToClient, making::Progress};
 use crate::{
     image::Progress as _,
-    session::{set_up::Stage, state::ConnectionId},
+    session::{mirrors::SessionMirrors, set_up::Stage, state::ConnectionId},
     transcript::Transcript,
 };
 
@@ -18,16 +18,19 @@ impl Driver {
     /// Begins with what is to be done once.
     pub(super) fn start_set_up(&mut self) {
         let set_up = std::mem::take(&mut self.set_up);
+        let mirrors = set_up.mirrors;
         let transcript = Transcript::new(MAX_OUTPUT);
         let mailbox = self.mailbox.clone();
         let stage = if set_up.is_empty() { None } else { self.stage(&transcript) };
-        let Some(stage) = stage else {
+        let Some(mut stage) = stage else {
             // We hold the other end.
             let _ = mailbox.send(Event::SetUp(Ok(())));
             return;
         };
         self.clients.values().for_each(|client| client.tell(ToClient::Output(transcript.reader())));
         self.transcript = Some(transcript);
+        let record = self.record.clone();
+        stage.mirrors = mirrors.zip(record).map(|(limits, record)| SessionMirrors::new(&self.inner, record, limits));
         tokio::spawn(async move {
             let result = set_up.run(&stage).await;
             stage.transcript.close();
@@ -65,6 +68,7 @@ impl Driver {
             transcript: transcript.clone(),
             log: Arc::clone(log),
             agents: self.agents.clone(),
+            mirrors: None,
             progress: Box::new(move |line| progress.line(line)),
         })
     }

@@ -1,0 +1,189 @@
+//! What a session gets of a mirror: a bare repository whose packs are hard links, which git inside takes objects from.
+//!
+//! Only packs and the list of refs are the mirror's. All else, its configuration above all, is written here, so that nothing
+//! but objects reaches a session: git there reads them as it reads those of the server.
+
+use std::{
+    fs, io,
+    os::fd::{AsFd, OwnedFd},
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    dir::Dir,
+    errno::Errno,
+    fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat2},
+    sys::stat::{Mode, SFlag, fstatat},
+    unistd::{LinkatFlags, linkat},
+};
+
+use super::MirrorError;
+use crate::sys::remove_tree::remove_tree;
+
+const DIRECTORY: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
+
+/// Packs of one snapshot. A mirror has far fewer.
+const MAX_PACKS: usize = 1024;
+
+/// A session's own; removed when it is dropped.
+#[derive(Debug)]
+pub struct Snapshot {
+    place: PathBuf,
+}
+
+impl Snapshot {
+    /// Makes one of `repository` at `place`, which is on the same file system.
+    pub(super) fn take(repository: &Path, uid: u32, place: &Path) -> Result<Self, MirrorError> {
+        let failed = |error| MirrorError::Directory(place.to_owned(), error);
+        let make = |path: &Path| -> io::Result<()> {
+            fs::DirBuilder::new().mode(0o755).create(path)?;
+            fs::set_permissions(path, fs::Permissions::from_mode(0o755))
+        };
+        make(place).map_err(failed)?;
+        // From here on whatever fails takes it away again.
+        let snapshot = Self { place: place.to_owned() };
+        let fill = || -> io::Result<usize> {
+            for directory in ["objects", "objects/info", "objects/pack", "refs"] {
+                make(&place.join(directory))?;
+            }
+            for (name, text) in [
+                ("HEAD", "ref: refs/heads/main\n"),
+                ("config", "[core]\n\trepositoryformatversion = 0\n\tbare = true\n"),
+            ] {
+                fs::write(place.join(name), text)?;
+                fs::set_permissions(place.join(name), fs::Permissions::from_mode(0o644))?;
+            }
+            let top = open(repository, DIRECTORY, Mode::empty())?;
+            let own = open(place, DIRECTORY, Mode::empty())?;
+            if !link(&top, "packed-refs", &own, uid)? {
+                return Ok(0);
+            }
+            link_packs(&top, &open(&place.join("objects/pack"), DIRECTORY, Mode::empty())?, uid)
+        };
+        match fill().map_err(failed)? {
+            0 => Err(MirrorError::Empty),
+            _ => Ok(snapshot),
+        }
+    }
+}
+
+impl Drop for Snapshot {
+    fn drop(&mut self) {
+        if let Err(error) = remove_tree(&self.place) {
+            // It goes with the session.
+            tracing::warn!("cannot remove {}: {error}", self.place.display());
+        }
+    }
+}
+
+/// Returns how many files that were.
+fn link_packs(repository: &OwnedFd, to: &OwnedFd, uid: u32) -> io::Result<usize> {
+    // Git's directory is git's: nothing on the way may lead out of it.
+    let resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_XDEV;
+    let packs = match openat2(repository, "objects/pack", OpenHow::new().flags(DIRECTORY).resolve(resolve)) {
+        Err(Errno::ENOENT) => return Ok(0),
+        packs => packs?,
+    };
+    let mut linked = 0;
+    for entry in Dir::from_fd(packs.try_clone()?)?.iter() {
+        let Ok(name) = entry?.file_name().to_str().map(str::to_owned) else { continue };
+        let hex = name.strip_prefix("pack-").and_then(|name| name.rsplit_once('.'));
+        let is_pack = hex.is_some_and(|(hex, kind)| {
+            matches!(kind, "pack" | "idx") && hex.bytes().all(|byte| byte.is_ascii_hexdigit())
+        });
+        if is_pack && link(&packs, &name, to, uid)? {
+            linked += 1;
+        }
+        if linked > 2 * MAX_PACKS {
+            return Err(io::Error::other("it has too many packs"));
+        }
+    }
+    Ok(linked)
+}
+
+/// Links the file `name`, which is git's and everybody's to read; whether there is one.
+fn link(from: &OwnedFd, name: &str, to: &OwnedFd, uid: u32) -> io::Result<bool> {
+    match linkat(from.as_fd(), name, to.as_fd(), name, LinkatFlags::empty()) {
+        Err(Errno::ENOENT) => return Ok(false),
+        linked => linked?,
+    }
+    // Looked at after it was linked, since who may write there may exchange it.
+    let stat = fstatat(to.as_fd(), name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+    let plain = stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFREG.bits() && stat.st_mode & 0o7004 == 0o004;
+    if plain && stat.st_uid == uid { Ok(true) } else { Err(io::Error::other(format!("{name} is not a file of git's"))) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, symlink};
+
+    use super::*;
+
+    const OWN: fn() -> u32 = || nix::unistd::getuid().as_raw();
+
+    fn repository(at: &Path) -> PathBuf {
+        let packs = at.join("repository/objects/pack");
+        fs::create_dir_all(&packs).unwrap();
+        for name in ["pack-12ab.pack", "pack-12ab.idx", "pack-12ab.keep", "tmp_pack_x"] {
+            fs::write(packs.join(name), name).unwrap();
+        }
+        fs::write(at.join("repository/packed-refs"), "refs").unwrap();
+        fs::write(at.join("repository/config"), "[core]\n\tfsmonitor = evil\n").unwrap();
+        at.join("repository")
+    }
+
+    #[test]
+    fn a_snapshot_has_the_packs_and_a_configuration_of_its_own_and_is_gone_when_dropped() {
+        let scratch = tempfile::tempdir().unwrap();
+        let repository = repository(scratch.path());
+        let place = scratch.path().join("given");
+        let snapshot = Snapshot::take(&repository, OWN(), &place).unwrap();
+        let mut names: Vec<_> =
+            fs::read_dir(place.join("objects/pack")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["pack-12ab.idx", "pack-12ab.pack"]);
+        assert!(!fs::read_to_string(place.join("config")).unwrap().contains("evil"));
+        let inode = |path: PathBuf| fs::metadata(path).unwrap().ino();
+        let pack = "objects/pack/pack-12ab.pack";
+        assert_eq!(inode(place.join(pack)), inode(repository.join(pack)));
+        fs::remove_dir_all(&repository).unwrap();
+        assert_eq!(fs::read_to_string(place.join(pack)).unwrap(), "pack-12ab.pack");
+        drop(snapshot);
+        assert!(!place.exists());
+    }
+
+    #[test]
+    fn nothing_but_files_of_gits_own_gets_into_one() {
+        type Spoil = fn(&Path);
+        let table: [(&str, Spoil); 5] = [
+            ("a link as a pack", |at| symlink("/etc/passwd", at.join("objects/pack/pack-0.pack")).unwrap()),
+            ("a link as the refs", |at| {
+                fs::remove_file(at.join("packed-refs")).unwrap();
+                symlink("/etc/passwd", at.join("packed-refs")).unwrap();
+            }),
+            ("a directory that is a link", |at| {
+                fs::rename(at.join("objects"), at.join("other")).unwrap();
+                symlink("other", at.join("objects")).unwrap();
+            }),
+            ("a pipe", |at| nix::unistd::mkfifo(&at.join("objects/pack/pack-0.idx"), Mode::S_IRWXU).unwrap()),
+            ("a file that not everybody may read", |at| {
+                let pack = at.join("objects/pack/pack-12ab.pack");
+                fs::set_permissions(pack, fs::Permissions::from_mode(0o600)).unwrap();
+            }),
+        ];
+        for (what, spoil) in table {
+            let scratch = tempfile::tempdir().unwrap();
+            let repository = repository(scratch.path());
+            spoil(&repository);
+            let place = scratch.path().join("given");
+            let refused = Snapshot::take(&repository, OWN(), &place);
+            assert!(matches!(refused, Err(MirrorError::Directory(..))), "{what}: {refused:?}");
+            assert!(!place.exists(), "{what}");
+        }
+        let scratch = tempfile::tempdir().unwrap();
+        let repository = repository(scratch.path());
+        let others = Snapshot::take(&repository, OWN() + 1, &scratch.path().join("given"));
+        assert!(matches!(others, Err(MirrorError::Directory(..))), "a file of somebody else's");
+    }
+}
