@@ -45,6 +45,7 @@ use seccompiler::{
 
 use crate::sys::{
     mount_api::{self, attr},
+    pidfd::Held,
     process::{self, SingleThreaded},
     spawn::inherited_fd,
 };
@@ -156,9 +157,10 @@ fn run() -> Result<u8, SandboxError> {
     heard.add(Signal::SIGCHLD);
     heard.add(Signal::SIGTERM);
     heard.thread_block().step("block signals")?;
+    let own = Held::open(std::process::id().cast_signed()).step("hold oneself")?;
     match process::fork(proof).step("start a process")? {
         None => {
-            let error = become_git(&order);
+            let error = become_git(&order, &own);
             eprintln!("{error}");
             let missing = matches!(&error, SandboxError::Step("run git", e) if e.kind() == io::ErrorKind::NotFound);
             process::exit_now(if missing { NOT_FOUND } else { 1 })
@@ -243,8 +245,8 @@ fn mounts(order: &Order, work: &OwnedFd) -> io::Result<()> {
 }
 
 /// The child's side: returns only if git could not be executed.
-fn become_git(order: &Order) -> SandboxError {
-    match confine(order) {
+fn become_git(order: &Order, parent: &Held) -> SandboxError {
+    match confine(order, parent) {
         Err(error) => error,
         Ok(()) => {
             let environment: Option<Vec<CString>> = ENVIRONMENT.iter().map(|entry| CString::new(*entry).ok()).collect();
@@ -256,7 +258,7 @@ fn become_git(order: &Order) -> SandboxError {
     }
 }
 
-fn confine(order: &Order) -> Result<(), SandboxError> {
+fn confine(order: &Order, parent: &Held) -> Result<(), SandboxError> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("proc"), "/proc", Some("proc"), flags, None::<&str>).step("mount /proc")?;
     process::cloexec_all().step("close descriptors")?;
@@ -276,6 +278,10 @@ fn confine(order: &Order) -> Result<(), SandboxError> {
     SigSet::all().thread_unblock().step("unblock signals")?;
     // Seen from inside, a parent in another namespace is 0.
     die_with(Pid::from_raw(0))?;
+    // And so is one that has ended before.
+    if parent.has_ended() {
+        return Err(SandboxError::Step("be ended with the parent", Errno::ESRCH.into()));
+    }
     chdir(Path::new(WORK)).step("change the directory")?;
     prctl::set_no_new_privs().step("set no_new_privs")?;
     for filter in filters().map_err(io::Error::other).step("make the seccomp filters")? {
