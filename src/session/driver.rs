@@ -220,7 +220,7 @@ impl Driver {
         driver.clients = clients.into_iter().map(|client| (client.id, client)).collect();
         driver.open(record);
         driver.watch(container);
-        driver.carry_out(actions);
+        driver.carry_out(actions).await;
         driver.run(state).await;
     }
 
@@ -260,7 +260,7 @@ impl Driver {
             };
             let (following, actions) = next;
             state = following;
-            self.carry_out(actions);
+            self.carry_out(actions).await;
         }
     }
 
@@ -374,7 +374,7 @@ impl Driver {
         }
     }
 
-    fn carry_out(&mut self, actions: Vec<Action>) {
+    async fn carry_out(&mut self, actions: Vec<Action>) {
         for action in actions {
             match action {
                 Action::Admit(id) => self.admit(id),
@@ -395,8 +395,8 @@ impl Driver {
                         Inner::requeue(&self.inner, &self.key, client);
                     }
                 }
-                Action::RecordRunning => self.record_phase(Phase::Running, None),
-                Action::RecordGrace(deadline) => self.record_phase(Phase::Grace, Some(deadline)),
+                Action::RecordRunning => self.record_phase(Phase::Running, None).await,
+                Action::RecordGrace(deadline) => self.record_phase(Phase::Grace, Some(deadline)).await,
                 Action::Destroy(reason) => {
                     Inner::retire(&self.inner, &self.key, &self.mailbox);
                     let session = self.record.as_ref().map(|record| &record.id);
@@ -436,16 +436,19 @@ impl Driver {
         self.record = Some(record);
     }
 
-    fn record_phase(&mut self, phase: Phase, grace_deadline: Option<SystemTime>) {
+    /// Waits for the database, which another process may have locked, on a thread that may block.
+    async fn record_phase(&mut self, phase: Phase, grace_deadline: Option<SystemTime>) {
         let Some(record) = &mut self.record else { return };
         record.phase = phase;
         record.grace_deadline = grace_deadline;
-        let written = match grace_deadline {
-            None => self.inner.context.state.set_phase(&record.id, phase),
-            Some(deadline) => self.inner.context.state.set_grace(&record.id, deadline),
-        };
-        if let Err(error) = written {
-            tracing::error!(session = %record.id, "the session's state is not recorded: {}", chain(error));
+        let id = record.id.clone();
+        let session = id.clone();
+        let written = blocking(&self.inner, move |context| match grace_deadline {
+            None => context.state.set_phase(&id, phase),
+            Some(deadline) => context.state.set_grace(&id, deadline),
+        });
+        if let Err(error) = written.await {
+            tracing::error!(session = %session, "the session's state is not recorded: {}", chain(error));
         }
     }
 

@@ -4,6 +4,7 @@
 //! after they are gone; one row per connection that has a session. SQLite in WAL mode: a commit survives the death of the process at once, that of the machine almost
 //! (`synchronous=NORMAL`), which is enough, since after a reboot there is nothing left to find.
 
+mod backup;
 mod records;
 #[cfg(test)]
 mod tests;
@@ -15,8 +16,11 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, ToSql, Transaction, TransactionBehavior, params};
+use rusqlite::{
+    Connection, ErrorCode, OpenFlags, OptionalExtension, Row, ToSql, Transaction, TransactionBehavior, params,
+};
 
+pub use self::backup::Damage;
 pub use self::records::{ConnectionRecord, Kind, NewService, NewSession, Phase, ServiceRecord, SessionRecord};
 use crate::names::{ContainerId, ServicePlace, SessionId};
 
@@ -112,8 +116,14 @@ const BUSY_LIMIT: Duration = Duration::from_secs(5);
 pub enum StateError {
     #[error("cannot open {}", .0.display())]
     Open(PathBuf, #[source] rusqlite::Error),
+    #[error("cannot write {}: its file system is full, read-only or broken", .0.display())]
+    Unwritable(PathBuf, #[source] rusqlite::Error),
     #[error("{} was written by a newer podspawn (schema {found}, this one knows {known})", .path.display())]
     Newer { path: PathBuf, found: usize, known: usize },
+    #[error("{} is damaged and cannot be put aside", .0.display())]
+    PutAside(PathBuf, #[source] std::io::Error),
+    #[error("cannot write a copy of {}", .0.display())]
+    BackUp(PathBuf, #[source] std::io::Error),
     #[error("cannot read or write {}", .0.display())]
     Query(PathBuf, #[source] rusqlite::Error),
     #[error("{} has a session that makes no sense: {what}", .path.display())]
@@ -133,7 +143,7 @@ pub struct State {
 impl State {
     /// Opens the database, making or migrating it as needed.
     pub fn open(path: &Path) -> Result<Self, StateError> {
-        let failed = |error| StateError::Open(path.to_owned(), error);
+        let failed = |error| opening(path, error);
         let mut connection = Connection::open(path).map_err(failed)?;
         connection.busy_timeout(BUSY_LIMIT).map_err(failed)?;
         connection.pragma_update(None, "journal_mode", "WAL").map_err(failed)?;
@@ -430,6 +440,16 @@ impl State {
 
     fn execute(&self, sql: &str, values: impl rusqlite::Params) -> Result<(), StateError> {
         self.connection().prepare(sql).and_then(|mut s| s.execute(values)).map(|_| ()).map_err(|e| self.failed(e))
+    }
+}
+
+/// Why a database that is there cannot be used. Opened read-only, or without room for its index, it fails in odd ways.
+fn opening(path: &Path, error: rusqlite::Error) -> StateError {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DiskFull | ErrorCode::ReadOnly | ErrorCode::SystemIoFailure) => {
+            StateError::Unwritable(path.to_owned(), error)
+        }
+        _ => StateError::Open(path.to_owned(), error),
     }
 }
 

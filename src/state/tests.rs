@@ -144,6 +144,41 @@ fn a_newer_or_broken_database_is_refused() {
     assert!(matches!(State::open(&broken), Err(StateError::Open(..))));
 }
 
+#[test]
+fn a_damaged_database_is_put_aside_and_the_copy_takes_its_place() {
+    let (directory, state) = open();
+    let path = directory.path().join("state.db");
+    state.insert_session(&new(1, "ada"), &[], slots(10)).unwrap();
+    state.back_up().unwrap();
+    state.insert_session(&new(2, "bob"), &[], slots(10)).unwrap();
+    drop(state);
+    let users = |state: &State| state.sessions().unwrap().iter().map(|s| s.user.to_string()).collect::<Vec<_>>();
+    let (state, damage) = State::open_whole(&path).unwrap();
+    assert_eq!((users(&state), damage), (vec!["ada".to_owned(), "bob".to_owned()], None));
+    drop(state);
+
+    let spoil = || {
+        let mut bytes = std::fs::read(&path).unwrap();
+        for byte in &mut bytes[4096..] {
+            *byte = 0xa5;
+        }
+        std::fs::write(&path, bytes).unwrap();
+    };
+    spoil();
+    let (state, damage) = State::open_whole(&path).unwrap();
+    let damage = damage.unwrap();
+    assert!(damage.restored && damage.kept.exists(), "{damage}");
+    assert_eq!(users(&state), ["ada"]);
+    drop(state);
+
+    spoil();
+    std::fs::write(directory.path().join("state.db.backup"), "x".repeat(9000)).unwrap();
+    let (state, damage) = State::open_whole(&path).unwrap();
+    assert!(!damage.unwrap().restored);
+    assert_eq!(users(&state), Vec::<String>::new());
+    state.insert_session(&new(3, "eve"), &[], slots(10)).unwrap();
+}
+
 fn service(name: &str) -> NewService {
     NewService {
         name: name.to_owned(),

@@ -163,6 +163,7 @@ pub(super) async fn start(
         leaving: CancellationToken::new(),
     });
     reconcile::reconcile(&supervisor).await?;
+    back_up(&supervisor);
 
     let mut signals = Signals::open().map_err(StartError::Signals)?;
     let (mut doors, mut tasks) = (JoinSet::new(), JoinSet::new());
@@ -259,6 +260,16 @@ async fn leave(supervisor: &Arc<Supervisor>, paths: &Paths, end: End) {
     }
 }
 
+/// Copies the state database, which is consistent now, for a start that finds it damaged.
+fn back_up(supervisor: &Arc<Supervisor>) {
+    let supervisor = supervisor.clone();
+    tokio::task::spawn_blocking(move || {
+        if let Err(error) = supervisor.sessions.context().state.back_up() {
+            tracing::warn!("{}", chain(error));
+        }
+    });
+}
+
 /// Keeps the host keys out of swap and of core dumps, as far as the server may.
 fn keep_secret(host_keys: &[HostKey]) {
     let locked = host_keys.iter().try_for_each(|key| memory::keep_secret(&key.0));
@@ -323,7 +334,10 @@ async fn prune_mirrors(supervisor: Arc<Supervisor>) {
 /// Opens what owns kernel objects and files. Sessions that an earlier supervisor left keep their network.
 fn open_leaves(config: &Config) -> Result<Context, StartError> {
     let paths = &config.paths;
-    let state = State::open(&paths.db)?;
+    let (state, damage) = State::open_whole(&paths.db)?;
+    if let Some(damage) = damage {
+        tracing::error!("{damage}");
+    }
     let store = Store::open(&paths.state_dir.join("images"), (&config.images).into())?;
     let cgroups = Cgroups::open(&config.instance)?;
     let settings = network::Settings {
