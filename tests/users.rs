@@ -82,6 +82,8 @@ fn a_user_who_is_purged_leaves_nothing_and_nobody_else_loses_anything() {
     purged.ok().stderr_has("removed the home directory").stderr_has("removed the volumes").stderr_has("ada.yaml");
     assert_eq!((of(&host, "ada"), of(&host, "bob")), ([false; 4], [true; 4]));
     host.assert_only_left(&["bob"]);
+    purged.stderr_has("removed 2 records of past sessions");
+    assert_eq!(host.json(["records"]), serde_json::json!([]));
     host.podspawn(["remove-user", "ada", "--purge"]).run().status(1).stderr_has("there is no user ada");
     // The keys may have gone before the rest.
     host.podspawn(["remove-user", "bob", "--force"]).run().ok();

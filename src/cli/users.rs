@@ -16,7 +16,7 @@ use crate::{
     api::client::{Client, ClientError},
     config::Config,
     names::UserName,
-    session::{SessionKey, homes, remove_volumes_of},
+    session::{SessionKey, evidence::Records, homes, remove_volumes_of},
     state::State,
 };
 
@@ -72,7 +72,7 @@ pub struct RemoveUser {
     /// End the user's sessions instead of refusing while there are some
     #[arg(long)]
     force: bool,
-    /// Also remove the user's home, volumes and settings
+    /// Also remove the user's home, volumes, settings, and the records of past sessions
     #[arg(long)]
     purge: bool,
 }
@@ -125,6 +125,13 @@ impl RemoveUser {
                 wait_until_gone(&client, &name)?;
             }
             belongings.remove(session)?;
+            // Those of the sessions that have just ended, too.
+            let records =
+                Records::new(&session.config.paths.state_dir.join("records"), session.config.session.keep_records);
+            let forgotten = records.forget(&name).context("cannot remove the records of the user's sessions")?;
+            if forgotten > 0 {
+                session.remark(&format!("{name}: removed {} of past sessions", count(forgotten, "record")))?;
+            }
         }
         Ok(())
     }
