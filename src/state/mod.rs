@@ -446,7 +446,7 @@ impl State {
 /// Why a database that is there cannot be used. Opened read-only, or without room for its index, it fails in odd ways.
 fn opening(path: &Path, error: rusqlite::Error) -> StateError {
     match error.sqlite_error_code() {
-        Some(ErrorCode::DiskFull | ErrorCode::ReadOnly | ErrorCode::SystemIoFailure) => {
+        Some(ErrorCode::DiskFull | ErrorCode::ReadOnly | ErrorCode::SystemIoFailure | ErrorCode::CannotOpen) => {
             StateError::Unwritable(path.to_owned(), error)
         }
         _ => StateError::Open(path.to_owned(), error),
