@@ -58,6 +58,7 @@ fn a_session_that_is_gone_is_known_by_its_commands_its_changes_and_what_it_has_u
     let peak = used["memory_peak_bytes"].as_u64().unwrap();
     assert!((20_000_000..64 << 20).contains(&peak), "{used}");
     assert_eq!((&used["memory_limit_bytes"], &used["oom_kills"]), (&json!(64 << 20), &json!(0)));
+    assert_eq!(used["pids_limit"], 512, "{used}");
     assert!(used["cpu_us"].as_u64() > Some(0) && used["pids_peak"].as_u64() > Some(3), "{used}");
     assert!(used["rx_bytes"].as_u64() > Some(0) && used["tx_bytes"].as_u64() > Some(0), "{used}");
     let service = &record["services"][0];

@@ -502,10 +502,11 @@ impl Context {
         let _no_updates = self.updates.end(id);
         attempt("container", at(Point::ContainersEnd).and_then(|()| self.end_containers(record, container)));
         let cgroup = self.cgroups.adopt(id);
-        let killed = at(Point::CgroupEnd).and_then(|()| cgroup.kill().map_err(chain));
         if let Some(evidence) = &mut evidence {
+            // Nobody is left in it by now, and killing may lower its limits.
             evidence.count(&cgroup);
         }
+        let killed = at(Point::CgroupEnd).and_then(|()| cgroup.kill().map_err(chain));
         attempt("cgroup", killed.and_then(|()| cgroup.destroy().map_err(chain)));
         for lease in leases(record) {
             let destroyed = |()| self.network.destroy(&lease).map_err(chain);
