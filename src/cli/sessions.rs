@@ -27,7 +27,7 @@ impl List {
             writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&sessions)?)?;
         } else {
             let rows: Vec<_> = sessions.iter().map(row).collect();
-            table::print(["USER", "PROJECT", "CONTAINER", "STATUS", "MODE", "CONNS", "AGE", "LIFETIME LEFT"], &rows)?;
+            table::print(["USER", "PROJECT", "CONTAINER", "STATUS", "CONNS", "AGE", "LIFETIME LEFT", "MODE"], &rows)?;
         }
         Ok(())
     }
@@ -43,10 +43,10 @@ fn row(session: &types::Session) -> [String; 8] {
         session.project.clone().unwrap_or_else(|| "(default)".to_owned()),
         session.id.clone().unwrap_or_else(|| "-".to_owned()),
         status,
-        session.mode.clone().unwrap_or_else(|| "-".to_owned()),
         session.connections.to_string(),
         table::duration(session.age_seconds),
         session.lifetime_seconds.map_or_else(|| "-".to_owned(), table::duration),
+        session.mode.clone().unwrap_or_else(|| "-".to_owned()),
     ]
 }
 
