@@ -19,7 +19,7 @@ use nix::{
             AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, UnixAddr, bind, connect, getsockname, listen,
             setsockopt, socket, sockopt,
         },
-        stat::{Mode, umask},
+        stat::{Mode, fchmod},
         time::{TimeVal, TimeValLike},
     },
     unistd::{getpid, mkdir},
@@ -145,10 +145,9 @@ pub(super) fn connect_unix(path: &str) -> nix::Result<OwnedFd> {
 /// Makes a socket file that only its owner can connect to. What is there already stays, and is an error.
 pub(super) fn listen_unix(path: &str) -> nix::Result<OwnedFd> {
     let socket = stream_socket(AddressFamily::Unix)?;
-    let before = umask(Mode::from_bits_truncate(0o177));
-    let bound = bind(socket.as_raw_fd(), &UnixAddr::new(&absolute(path))?);
-    umask(before);
-    bound?;
+    // The file gets the mode that the socket has when it is bound, less the umask.
+    fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    bind(socket.as_raw_fd(), &UnixAddr::new(&absolute(path))?)?;
     listen(&socket, Backlog::new(BACKLOG)?)?;
     Ok(socket)
 }
