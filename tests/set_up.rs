@@ -16,7 +16,10 @@ use common::{
     eventually, ssh,
     world::{PUBLIC, World},
 };
-use nix::sys::signal::Signal;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 /// Adds the project `web`, whose Podfile is of busybox and has these lines.
 fn add_project(host: &Host, git: &GitServer, lines: &str) {
@@ -218,7 +221,9 @@ fn a_server_that_dies_over_a_set_up_leaves_nothing_and_its_clients_are_told() {
         add_project(&host, &git, &format!("on_create: {WAITS}\n"));
         let mut client = host.ssh("ada+web", "true").spawn();
         shown(&mut client, "waiting\n");
-        host.end(signal);
+        let server = Pid::from_raw(host.processes("serve")[0]);
+        // Told once to leave, it waits for those who wait; told again, it does not.
+        eventually("the server leaves", || host.has_ended() || kill(server, signal).is_err());
         host.serve();
         let output = finish("a client", client);
         output.status(125).stderr_has("the server was restarted before the session was ready; connect again");

@@ -211,7 +211,7 @@ mod tests {
         assert!(full.bytes > LEAST / 10 * 8 && full.limit.unwrap() <= LEAST, "{full:?}");
         let other = found.mount().unwrap();
         fs::remove_file(format!("/proc/self/fd/{}/big", other.as_raw_fd())).unwrap();
-        nix::unistd::syncfs(&File::open(&inside).unwrap()).unwrap();
+        nix::unistd::syncfs(File::open(&inside).unwrap()).unwrap();
         let left = attached.usage().unwrap().bytes;
         assert!(left < 1 << 20, "{left}");
         let blocks = || fs::metadata(&image).unwrap().blocks() * 512;

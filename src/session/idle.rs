@@ -107,8 +107,8 @@ mod tests {
 
     const TIMEOUT: Duration = Duration::from_secs(600);
 
-    fn cpu(container: u64, services: u64) -> Option<Cpu> {
-        Some(Cpu { container: Duration::from_millis(container), services: Duration::from_millis(services) })
+    fn cpu(container: u64, services: u64) -> Cpu {
+        Cpu { container: Duration::from_millis(container), services: Duration::from_millis(services) }
     }
 
     /// Looks as often as it asks to, and returns what it says beside [`Verdict::Used`], with the seconds since `start`.
@@ -123,7 +123,7 @@ mod tests {
                     said.push((seconds, Verdict::Over));
                     return said;
                 }
-                warned => said.push((seconds, warned)),
+                warned @ Verdict::Warn(_) => said.push((seconds, warned)),
             }
             assert!(seconds < 5000, "it never ends: {said:?}");
         }
@@ -141,7 +141,7 @@ mod tests {
     fn any_cpu_time_of_the_container_is_use() {
         let start = Instant::now();
         let mut idle = Idle::new(TIMEOUT, start);
-        let said = watch(&mut idle, start, |seconds| cpu(seconds.min(1000), 0));
+        let said = watch(&mut idle, start, |seconds| Some(cpu(seconds.min(1000), 0)));
         let [(_, Verdict::Warn(_)), (over, Verdict::Over)] = said[..] else { panic!("{said:?}") };
         assert!((1600..1600 + 2 * SELDOM.as_secs()).contains(&over), "{over}");
     }
@@ -152,7 +152,7 @@ mod tests {
         // In milliseconds for each second.
         let run = |rate: u64| {
             let mut idle = Idle::new(TIMEOUT, start);
-            watch(&mut idle, start, |seconds| cpu(0, rate * seconds.min(1000)))
+            watch(&mut idle, start, |seconds| Some(cpu(0, rate * seconds.min(1000))))
         };
         let (few, many) = (run(5), run(20));
         assert!(few.last().is_some_and(|(over, _)| *over < 700), "{few:?}");

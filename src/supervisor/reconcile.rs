@@ -106,7 +106,7 @@ pub(super) async fn reconcile(supervisor: &Arc<Supervisor>) -> Result<(), StateE
             let who = Who { key: &key, connection: connection.id, origin: &origin, session: Some(&record.id) };
             supervisor.audit.record(&Event::Disconnect { who, remaining, reason });
         }
-        let mut clients = Vec::new();
+        let (mut clients, mut tasks) = (Vec::new(), Vec::new());
         for (connection, greeted) in returned.remove(&record.id).unwrap_or_default() {
             let (outgoing, from_session) = mpsc::channel(Client::QUEUE);
             let origin = Arc::new(Origin { peer: connection.peer, fingerprint: connection.fingerprint.clone() });
@@ -114,11 +114,14 @@ pub(super) async fn reconcile(supervisor: &Arc<Supervisor>) -> Result<(), StateE
             let (id, told, seen) = (connection.id, outgoing.clone(), activity.clone());
             clients.push(Client { id, origin, outgoing: told, waiting: greeted.waiting, activity: seen });
             let channel = (outgoing, from_session);
-            let task = client::adopted(supervisor.clone(), connection, key.clone(), greeted, channel, activity);
-            supervisor.clients.spawn(task);
+            tasks.push(client::adopted(supervisor.clone(), connection, key.clone(), greeted, channel, activity));
         }
         tracing::info!(session = %record.id, connections = clients.len(), "found a session of an earlier server");
         supervisor.sessions.adopt(record, clients, supervisor.config());
+        // Not before: one that ends at once has to be known to the session that it leaves.
+        for task in tasks {
+            supervisor.clients.spawn(task);
+        }
     }
     for (connection, Greeted { control, .. }) in returned.into_values().flatten() {
         let task = client::send_away(supervisor.clone(), connection, control, "the session is gone");

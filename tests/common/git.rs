@@ -46,8 +46,10 @@ impl GitServer {
     /// The daemon ends with this test, also if that is killed.
     fn run(address: Ipv4Addr, mut setpriv: Command) -> Self {
         let directory = tempfile::Builder::new().prefix("podspawn-test-git-").tempdir().unwrap();
+        // Not by way of git, which would be its parent and die alone.
+        let programs = Run::new("git").arg("--exec-path").run().ok().text();
         let child = setpriv
-            .args(["--pdeathsig", "KILL", "git", "daemon", "--export-all", "--reuseaddr"])
+            .args(["--pdeathsig", "KILL", &format!("{}/git-daemon", programs.trim()), "--export-all", "--reuseaddr"])
             .arg(format!("--listen={address}"))
             .arg(format!("--base-path={}", directory.path().display()))
             .arg(directory.path())
