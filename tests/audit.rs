@@ -126,9 +126,8 @@ fn a_command_is_told_from_its_beginning_whatever_becomes_of_the_server_meanwhile
     assert_eq!((&command["command"], &command["signal"]), (&json!("echo ready; sleep 1000"), &json!(1)), "{command}");
     assert!(command["duration_ms"].is_u64(), "{command}");
     // Nobody is left that could say how this one ends.
-    let connections = host.connections("ada");
-    assert_eq!(connections.len(), 1);
-    kill(Pid::from_raw(connections[0]), Signal::SIGKILL).unwrap();
+    eventually("the client's connection has ended", || host.connections("ada").len() == 1);
+    kill(Pid::from_raw(host.connections("ada")[0]), Signal::SIGKILL).unwrap();
     drop(stream);
     let command = &events(&host, "session.command", 2)[1];
     assert_eq!(command["outcome"], "unknown", "{command}");
