@@ -2,9 +2,11 @@
 
 import argparse
 import os
+import pickle
 import subprocess
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 from . import machine, report
@@ -29,7 +31,6 @@ def main() -> None:
     if options.list:
         print("\n".join(ALL))
         return
-    # A cgroup of its own, if the caller gave one, is kept: nothing is done about priorities.
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     images = Path("target/bench-images").resolve()
     description = machine.describe() | {"date": time.strftime("%Y-%m-%d")}
@@ -50,8 +51,6 @@ def main() -> None:
 
 def in_child(scratch: Path, images: Path, quick: bool, name: str) -> list:
     """Measures one work in a child, as some enter another mount namespace for good."""
-    import pickle
-
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -64,8 +63,6 @@ def in_child(scratch: Path, images: Path, quick: bool, name: str) -> list:
                 pickle.dump(ALL[name](Bench(place, images, quick)), pipe)
             status = 0
         except BaseException:  # noqa: BLE001: it must not return into the parent's code
-            import traceback
-
             traceback.print_exc()
         finally:
             os._exit(status)

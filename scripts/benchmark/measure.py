@@ -53,6 +53,15 @@ def timed(*argv, stdin=None, stdout=None) -> Ran:
     return Ran(wall, usage.ru_utime + usage.ru_stime)
 
 
+def until_succeeds(argv, seconds: float, what: str) -> None:
+    """Waits until the command succeeds. Raises RuntimeError, in the words of `what`, when it has not after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while subprocess.run([str(word) for word in argv], capture_output=True, check=False).returncode != 0:
+        if time.monotonic() > deadline:
+            raise RuntimeError(what)
+        time.sleep(0.05)
+
+
 def busy() -> float:
     """Processor seconds that the whole machine has used since it started (proc_stat(5)): all but idle and iowait."""
     with open("/proc/stat", encoding="ascii") as stat:

@@ -5,10 +5,9 @@ import os
 import shutil
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 
-from .measure import output
+from .measure import output, until_succeeds
 from .podspawn import client_options, free_port
 
 # The name of the image in docker and podman.
@@ -38,11 +37,7 @@ class Sshd:
             "Subsystem sftp /usr/lib/openssh/sftp-server\n"
         )
         self.process = subprocess.Popen(["/usr/sbin/sshd", "-D", "-f", config])
-        deadline = time.monotonic() + 10
-        while subprocess.run(self.ssh("true"), capture_output=True, check=False).returncode != 0:
-            if time.monotonic() > deadline:
-                raise RuntimeError("sshd did not start")
-            time.sleep(0.05)
+        until_succeeds(self.ssh("true"), 10, "sshd did not start")
         return self
 
     def __exit__(self, *_):
@@ -76,11 +71,7 @@ class Engines:
         state = ["--data-root", self.scratch / "docker", "--exec-root", self.scratch / "docker-exec", "--pidfile", self.scratch / "docker.pid"]
         self.dockerd = subprocess.Popen(["dockerd", *map(str, state), "--host", self.docker[2]], stdout=log, stderr=log)
         log.close()
-        deadline = time.monotonic() + 60
-        while subprocess.run([*self.docker, "info"], capture_output=True, check=False).returncode != 0:
-            if time.monotonic() > deadline or self.dockerd.poll() is not None:
-                raise RuntimeError(f"dockerd did not start, see {self.scratch}/dockerd.log")
-            time.sleep(0.2)
+        until_succeeds([*self.docker, "info"], 60, "dockerd did not start")
         for engine in (self.docker, self.podman):
             output(*engine, "import", self.rootfs, IMAGE)
         self.make_bundle()

@@ -3,12 +3,13 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import time
 from pathlib import Path
 
 from . import machine
-from .measure import Work, busy, output, take_turns, timed
+from .measure import Work, busy, output, take_turns, timed, until_succeeds
 from .peers import IMAGE, Engines, Sshd
 from .podspawn import DEBIAN, Podspawn, client_options, free_port
 
@@ -352,7 +353,6 @@ def forward(bench: Bench):
             clients.append(client)
 
             def fetch(port=local):
-                import socket
                 received = 0
                 start = time.perf_counter()
                 buffer = bytearray(MIB)
@@ -449,11 +449,7 @@ class registry:
         log = open(self.directory / "log", "wb")
         self.process = subprocess.Popen(["docker-registry", "serve", config], stdout=log, stderr=log)
         log.close()
-        deadline = time.monotonic() + 20
-        while subprocess.run(["curl", "-sf", f"http://{address}/v2/"], capture_output=True, check=False).returncode != 0:
-            if time.monotonic() > deadline:
-                raise RuntimeError("docker-registry did not start")
-            time.sleep(0.05)
+        until_succeeds(["curl", "-sf", f"http://{address}/v2/"], 20, "docker-registry did not start")
         return address
 
     def __exit__(self, *_):
@@ -504,11 +500,7 @@ class git_server:
         argv = [*there, "git", "daemon", "--export-all", f"--base-path={self.base}", "--reuseaddr"]
         self.process = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
         url = "git://203.0.113.1/repository.git"
-        deadline = time.monotonic() + 10
-        while subprocess.run(["git", "ls-remote", url], capture_output=True, check=False).returncode != 0:
-            if time.monotonic() > deadline:
-                raise RuntimeError("git daemon did not start")
-            time.sleep(0.05)
+        until_succeeds(["git", "ls-remote", url], 10, "git daemon did not start")
         return url
 
     def __exit__(self, *_):
