@@ -2,40 +2,40 @@
 
 mod common;
 
-use common::{GitServer, Host, Image, Run, Stream};
+use common::{GitServer, Host, Image, Output, Run, Stream};
 
 /// A terminal of 80 columns and 24 rows.
-struct Terminal<'a> {
-    host: &'a Host,
+struct Terminal {
+    /// Its socket is in there: one that a server of tmux's is still about to leave is not taken over.
+    directory: tempfile::TempDir,
 }
 
-impl<'a> Terminal<'a> {
+impl Terminal {
     /// Opens one with `ssh ada@host COMMAND` running in it.
-    fn ssh(host: &'a Host, command: &str) -> Self {
+    fn ssh(host: &Host, command: &str) -> Self {
         Self::of(host, &host.ssh("ada", command).args(["-t"]).command())
     }
 
     /// Opens one in which this runs.
-    fn of(host: &'a Host, command: &std::process::Command) -> Self {
+    fn of(host: &Host, command: &std::process::Command) -> Self {
         let words: Vec<String> = std::iter::once(command.get_program())
             .chain(command.get_args())
             .map(|word| format!("'{}'", word.to_str().unwrap().replace('\'', "'\\''")))
             .collect();
-        let terminal = Self { host };
+        let terminal = Self { directory: tempfile::tempdir_in(host.scratch()).unwrap() };
         let line = format!("{}; echo \"status $?\"; exec sleep 1000", words.join(" "));
         terminal.tmux(&["-f", "/dev/null", "new-session", "-d", "-x", "80", "-y", "24", &line]);
         terminal
     }
 
     fn tmux(&self, arguments: &[&str]) -> String {
-        let output = Run::new("tmux")
-            .arg("-S")
-            .arg(self.host.scratch().join("tmux"))
-            .args(arguments)
-            .env("TERM", "xterm-256color")
-            .env("LC_ALL", "C.UTF-8")
-            .run();
-        output.ok().text()
+        self.run(arguments).ok().text()
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        let socket = self.directory.path().join("tmux");
+        let tmux = Run::new("tmux").arg("-S").arg(socket).args(arguments);
+        tmux.env("TERM", "xterm-256color").env("LC_ALL", "C.UTF-8").run()
     }
 
     fn keys(&self, keys: &[&str]) {
@@ -57,9 +57,10 @@ impl<'a> Terminal<'a> {
     }
 }
 
-impl Drop for Terminal<'_> {
+impl Drop for Terminal {
     fn drop(&mut self) {
-        self.tmux(&["kill-server"]);
+        // It has ended by itself where a test has failed.
+        self.run(&["kill-server"]);
     }
 }
 
