@@ -36,6 +36,9 @@ const LOOPBACK: u32 = 1;
 /// The session's interface, inside its namespace.
 const INSIDE: &str = "eth0";
 
+/// What TCP hands a link at a time where packets go from container to container. Larger ones leave the processor's caches.
+const LARGE_PACKET_BYTES: u32 = 185_000;
+
 /// The hardware address of every host's end; each is alone with its peer, so they may be equal. Locally administered.
 ///
 /// Both ends' addresses are set by us: those that the kernel draws are replaced by udev on many hosts, some moments
@@ -88,17 +91,28 @@ impl Links {
     ///
     /// The peer is born where it belongs: moving it later would hold the kernel's rtnl lock for 15 to 35 ms. One queue
     /// each, because every queue costs memory and time, and a session is one machine.
+    ///
+    /// With `large_packets` TCP may hand the link more than 64 KiB at a time (BIG TCP), which pays between containers; a
+    /// network card would have such packets cut by the kernel.
     pub(super) fn add_veth(
         &mut self,
         name: &str,
         netns: BorrowedFd<'_>,
         session: Ipv4Addr,
+        large_packets: bool,
     ) -> Result<(), NetworkError> {
-        let queues = [LinkAttribute::NumTxQueues(1), LinkAttribute::NumRxQueues(1)];
+        let mut of_both = vec![LinkAttribute::NumTxQueues(1), LinkAttribute::NumRxQueues(1)];
+        if large_packets {
+            // Kernels before 6.3 do not know them and ignore them.
+            of_both.extend([
+                LinkAttribute::GsoIpv4MaxSize(LARGE_PACKET_BYTES),
+                LinkAttribute::GroIpv4MaxSize(LARGE_PACKET_BYTES),
+            ]);
+        }
         let mut peer = LinkMessage::default();
         peer.attributes = vec![LinkAttribute::IfName(INSIDE.into()), LinkAttribute::NetNsFd(netns.as_raw_fd())];
         peer.attributes.push(LinkAttribute::Address(inside_mac(session).into()));
-        peer.attributes.extend(queues.clone());
+        peer.attributes.extend(of_both.clone());
         let mut veth = LinkMessage::default();
         veth.attributes = vec![
             LinkAttribute::IfName(name.into()),
@@ -108,7 +122,7 @@ impl Links {
                 LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
             ]),
         ];
-        veth.attributes.extend(queues);
+        veth.attributes.extend(of_both);
         let message = (RouteNetlinkMessage::NewLink(veth), NLM_F_CREATE | NLM_F_EXCL);
         self.call(vec![message], &format!("create veth {name}")).map(|_| ())
     }

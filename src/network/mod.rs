@@ -196,14 +196,15 @@ impl Network {
         self.pool.host(slot.checked_add(2)?)
     }
 
-    /// Makes a network namespace that is connected as `lease` says. Nobody else may have the lease's address.
+    /// Makes a network namespace that is connected as `lease` says. Nobody else may have the lease's address. `companions`:
+    /// whether the session has further containers, so that much of what is sent stays within it.
     ///
     /// # Errors
     /// [`NetworkError::Namespace`], [`NetworkError::Sysctl`] or [`NetworkError::Netlink`]. Either way nothing is left
     /// behind.
-    pub fn create(&self, lease: &Lease) -> Result<Segment, NetworkError> {
+    pub fn create(&self, lease: &Lease, companions: bool) -> Result<Segment, NetworkError> {
         let (netns, mut inside) = new_namespace()?;
-        let created = self.connect(lease, &netns, &mut inside);
+        let created = self.connect(lease, companions, &netns, &mut inside);
         if created.is_err() {
             // The veth pair, if it came to that, goes with the namespace, whose last references are dropped here.
             if let Err(error) = self.destroy(lease) {
@@ -213,12 +214,18 @@ impl Network {
         created.map(|()| Segment { netns })
     }
 
-    fn connect(&self, lease: &Lease, netns: &OwnedFd, inside: &mut Links) -> Result<(), NetworkError> {
+    fn connect(
+        &self,
+        lease: &Lease,
+        companions: bool,
+        netns: &OwnedFd,
+        inside: &mut Links,
+    ) -> Result<(), NetworkError> {
         let veth = self.tag.veth_name(&lease.container);
         // First the rules, so that the link is not up for a moment without them.
         self.rules().add(lease)?;
         let mut links = self.links();
-        links.add_veth(&veth, netns.as_fd(), lease.address)?;
+        links.add_veth(&veth, netns.as_fd(), lease.address, companions)?;
         links.start_outside(&veth, self.gateway, lease.address)?;
         drop(links);
         inside.start_inside(self.gateway, lease.address)?;

@@ -136,7 +136,7 @@ fn lease(network: &Network, slot: u32) -> Lease {
 /// A session in slot `slot`, with a greeter of its own on port 7000.
 fn session(network: &Network, slot: u32) -> (Lease, OwnedFd) {
     let lease = lease(network, slot);
-    let netns = network.create(&lease).unwrap().netns;
+    let netns = network.create(&lease, false).unwrap().netns;
     inside(&netns, || greeter(7000));
     (lease, netns)
 }
@@ -250,7 +250,7 @@ fn each_container_may_have_an_egress_of_its_own() {
             .zip(&cases)
             .map(|(slot, (egress, ..))| {
                 let lease = Lease { egress: egress.clone(), ..lease(&network, slot) };
-                let segment = network.create(&lease).unwrap();
+                let segment = network.create(&lease, false).unwrap();
                 (lease, segment.netns)
             })
             .collect();
@@ -320,9 +320,39 @@ fn ports_that_others_publish_on_the_host_are_closed_to_sessions() {
 fn service(network: &Network, of: &Lease, index: usize, slot: u32) -> (Lease, OwnedFd) {
     let container = ContainerId::of_service(&of.container.session, ServicePlace::new(index).unwrap());
     let lease = Lease { container, address: network.address(slot).unwrap(), egress: None };
-    let netns = network.create(&lease).unwrap().netns;
+    let netns = network.create(&lease, true).unwrap().netns;
     inside(&netns, || greeter(7000));
     (lease, netns)
+}
+
+/// Takes one connection on port 9000 and returns whether all of `expected` has come by it.
+fn sink(expected: &'static [u8]) -> thread::JoinHandle<bool> {
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 9000)).unwrap();
+    thread::spawn(move || {
+        let mut arrived = Vec::new();
+        listener.accept().unwrap().0.read_to_end(&mut arrived).unwrap();
+        arrived == expected
+    })
+}
+
+#[test]
+fn large_packets_arrive_whole_at_companions_and_behind_the_host() {
+    World::with(|world| {
+        let network = Network::open(&settings("/large", Egress::Public), &[]).unwrap();
+        let ada = lease(&network, 0);
+        let ada_netns = network.create(&ada, true).unwrap().netns;
+        let (db, db_netns) = service(&network, &ada, 0, 2);
+        let sent: Vec<u8> = (0..32 << 20_u32).map(|i| (i ^ (i >> 8) ^ (i >> 16)) as u8).collect();
+        let sent: &'static [u8] = sent.leak();
+        for (netns, address) in [(&db_netns, db.address.to_string()), (&world.internet, PUBLIC.to_owned())] {
+            let arrived = inside(netns, || sink(sent));
+            inside(&ada_netns, || TcpStream::connect((address.as_str(), 9000)).unwrap().write_all(sent).unwrap());
+            assert!(arrived.join().unwrap(), "{address}");
+        }
+        network.destroy(&db).unwrap();
+        network.destroy(&ada).unwrap();
+        network.close().unwrap();
+    });
 }
 
 fn pairs(tag: &InstanceTag) -> usize {
@@ -393,7 +423,7 @@ fn containers_of_one_session_reach_each_other_and_nobody_elses() {
         assert_eq!(pairs(&tag), 2 + 2);
         let (_carol, carol_netns) = {
             let lease = Lease { container: SessionId::from_bits(99).into(), address: db.address, egress: None };
-            let netns = network.create(&lease).unwrap().netns;
+            let netns = network.create(&lease, false).unwrap().netns;
             inside(&netns, || greeter(7000));
             (lease, netns)
         };
@@ -768,7 +798,7 @@ fn a_failed_creation_leaves_nothing_behind() {
         let lease = lease(&network, 0);
         let veth = tag("/undo").veth_name(&lease.container);
         sh(&format!("ip link add {veth} type veth peer name other"));
-        let error = network.create(&lease).unwrap_err();
+        let error = network.create(&lease, false).unwrap_err();
         assert!(matches!(error, NetworkError::Netlink { source: Errno::EEXIST, .. }), "{error}");
         let table = format!("nft table inet {}", tag("/undo").object_name());
         assert_eq!(Network::listing(&tag("/undo")).unwrap(), [format!("veth {veth}"), table]);
@@ -783,13 +813,13 @@ fn many_sessions_come_and_go_at_once() {
     World::with(|_| {
         let network = Network::open(&settings("/many", Egress::Public), &[]).unwrap();
         let warm_up = lease(&network, 0);
-        drop(network.create(&warm_up).unwrap());
+        drop(network.create(&warm_up, false).unwrap());
         network.destroy(&warm_up).unwrap();
         let mut times: Vec<_> = (1..40)
             .map(|slot| {
                 let lease = lease(&network, slot);
                 let start = Instant::now();
-                let segment = network.create(&lease).unwrap();
+                let segment = network.create(&lease, false).unwrap();
                 let created = start.elapsed();
                 let start = Instant::now();
                 network.destroy(&lease).unwrap();
@@ -811,7 +841,7 @@ fn many_sessions_come_and_go_at_once() {
                         let id = SessionId::from_bits(u64::from(worker * ROUNDS + round) << 8 | 0xff);
                         let lease =
                             Lease { container: id.into(), address: network.address(worker).unwrap(), egress: None };
-                        let netns = network.create(&lease).unwrap().netns;
+                        let netns = network.create(&lease, false).unwrap().netns;
                         inside(&netns, || assert_eq!(greeting(PUBLIC, 80).unwrap(), HOST));
                         network.destroy(&lease).unwrap();
                     }

@@ -44,6 +44,8 @@ pub(super) struct Blueprint<'a> {
     pub id: ContainerId,
     pub id_base: u32,
     pub address: Ipv4Addr,
+    /// Whether the session has other containers.
+    pub companions: bool,
     /// `None`: what the server lets everybody connect to.
     pub egress: Option<Egress>,
     pub image: &'a Image,
@@ -122,6 +124,7 @@ impl Context {
             id,
             id_base,
             address,
+            companions,
             egress,
             image,
             cgroup,
@@ -164,7 +167,7 @@ impl Context {
         let (join, join_fds) = cgroup.join().map_err(CreateError::Cgroup)?;
         faults::at(Point::Network)?;
         let lease = Lease { container: id.clone(), address, egress };
-        let segment = self.network.create(&lease).map_err(CreateError::Network)?;
+        let segment = self.network.create(&lease, companions).map_err(CreateError::Network)?;
         let spec = ContainerSpec {
             container: id.clone(),
             hostname,
