@@ -126,15 +126,15 @@ fn parse_mountinfo(text: &str) -> Vec<Mount> {
 
 /// The cgroup below which we may make our own.
 ///
-/// systemd marks what it delegates (`Delegate=yes`) and leaves alone. We may sit in it, or in a leaf of it, where
-/// `DelegateSubgroup=` or an earlier [`evacuate`] has put us. Anywhere else we would be in somebody's way, in a login
-/// session for instance, whose processes are not ours to move: then the root it is.
+/// systemd marks what it delegates (`Delegate=yes`) and leaves alone. Ours it is where `DelegateSubgroup=` (systemd 254) has
+/// put us into a leaf of it. In the delegated cgroup itself we must not give controllers to children: as long as a session
+/// lives, that would have systemd fail to start our successor there (`EBUSY`, "no internal processes", cgroups(7)).
+/// Anywhere else we would be in somebody's way, in a login session for instance, whose processes are not ours to move.
+/// In both cases the root it is, where systemd leaves alone what it does not know.
 fn delegated(root: &Path, own: &str, is_delegated: impl Fn(&Path) -> bool) -> PathBuf {
     let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
     let own = root.join(own);
-    let candidates = [Some(own.as_path()), own.parent()];
-    let found =
-        candidates.into_iter().flatten().find(|path| path.starts_with(root) && *path != root && is_delegated(path));
+    let found = own.parent().filter(|path| path.starts_with(root) && *path != root && is_delegated(path));
     found.unwrap_or(root).to_owned()
 }
 
@@ -231,7 +231,7 @@ mod tests {
         let cases = [
             ("0::/\n", "", "/cg"),
             ("1:cpu:/x\n0::/user.slice/session-3.scope\n", "", "/cg"),
-            ("0::/system.slice/podspawn.service\n", unit, unit),
+            ("0::/system.slice/podspawn.service\n", unit, "/cg"),
             ("0::/system.slice/podspawn.service/supervisor\n", unit, unit),
             ("0::/system.slice/podspawn.service/a/b\n", unit, "/cg"),
             ("0::/\n", "/", "/cg"),

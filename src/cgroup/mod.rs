@@ -79,8 +79,8 @@ pub struct Cgroups {
 impl Cgroups {
     /// Finds out how this host does it, and makes the parent directories; those of an earlier run are fine.
     ///
-    /// On v2, in a subtree that systemd has delegated to us, this moves our own process into a leaf, because a cgroup
-    /// with children that have limits may hold no process.
+    /// On v2 they are in the subtree that systemd has delegated to us, if it has put us into a leaf of that
+    /// (`DelegateSubgroup=`, systemd 254), and else below the root.
     ///
     /// # Errors
     /// [`CgroupError::NoController`] without memory or pids.
