@@ -71,23 +71,57 @@ fn a_second_session_clones_what_is_new_and_nothing_else_and_has_the_same() {
     host.assert_no_session_left();
 
     let new = repository.commit(&[("docs/readme", "two\n")]);
+    let look = format!("git rev-parse HEAD; cat docs/readme; {LOOK}");
     let before = received();
-    let second = host.ssh("bob+web", &format!("git rev-parse HEAD; cat docs/readme; {LOOK}")).run();
+    let second = host.ssh("bob+web", &look).run();
     second.status(1).stdout_has(&format!("{new}\ntwo\n"));
     assert!(received() - before < NOISE / 10, "{} bytes", received() - before);
     host.assert_no_session_left();
 
-    // One that is cloned without a mirror is the same.
-    fs::write(
-        host.config_file(),
-        format!("{}\nmirrors:\n  size: 0\n", fs::read_to_string(host.config_file()).unwrap()),
-    )
-    .unwrap();
+    // Nothing is new.
     let before = received();
-    let direct = host.ssh("eve+web", &format!("git rev-parse HEAD; cat docs/readme; {LOOK}")).run();
+    let third = host.ssh("ada+web", &look).run();
+    assert_eq!(third.text(), second.text());
+    assert!(received() - before < NOISE / 100, "{} bytes", received() - before);
+    host.assert_no_session_left();
+
+    // One that is cloned without a mirror is the same.
+    without_mirrors(&host);
+    let before = received();
+    let direct = host.ssh("eve+web", &look).run();
     assert!(received() - before > NOISE, "{} bytes", received() - before);
     assert_eq!(second.text(), direct.text());
     assert_eq!(packs(&host).len(), 2);
+}
+
+#[test]
+fn a_second_clone_of_one_branch_has_the_refs_and_the_settings_of_the_first() {
+    let world = World::enter();
+    let host = Host::new().image(Image::Debian).user("ada").start();
+    let git = GitServer::start_in(&world);
+    let fix = format!("repos: [{{url: \"git://{PUBLIC}/web\", path: /srv/fix, branch: fix/it}}]\n");
+    let repository = add_project(&host, &git, &fix);
+    repository.git(&["branch", "fix/it"]);
+    repository.commit(&[("docs/readme", "two\n")]);
+    let look = "cd /srv/fix && git for-each-ref && git status --porcelain=v2 --branch && git config --local --list && \
+                sha256sum noise docs/readme && git fetch --quiet && git branch --all && git reflog | wc -l";
+    let [first, second, third] = [(); 3].map(|()| {
+        let before = received();
+        let output = host.ssh("ada+web", look).run();
+        host.assert_no_session_left();
+        output.ok();
+        (output.text(), received() - before)
+    });
+    assert!(first.0.contains("# branch.upstream origin/fix/it\n"), "{}", first.0);
+    assert_eq!((&second.0, &third.0), (&first.0, &first.0));
+    assert!(third.1 < NOISE / 100, "{} bytes", third.1);
+    without_mirrors(&host);
+    assert_eq!(host.ssh("ada+web", look).run().text(), first.0);
+}
+
+fn without_mirrors(host: &Host) {
+    let config = fs::read_to_string(host.config_file()).unwrap();
+    fs::write(host.config_file(), format!("{config}\nmirrors:\n  size: 0\n")).unwrap();
 }
 
 #[test]

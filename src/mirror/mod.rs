@@ -6,6 +6,7 @@
 //!   used                                  as old as its last use
 //!   writing                               there while git writes: what it is found in later is thrown away
 //!   refused                               it has been too large, or too slow, and is not tried for a while
+//!   refs                                  what its server has said to have when that was just what the repository has
 //!   repository/                           git's own, a bare repository: packs, and refs in one file
 //! ```
 //!
@@ -14,11 +15,13 @@
 //! session alone: so nobody gets from a mirror what the server would not have given to just that session, at just that
 //! moment, without any credentials.
 //!
-//! What is given is a [`Snapshot`], a small repository of hard links to the mirror's packs, which never change. So a mirror
+//! What is given is a [`Snapshot`], a small repository of hard links to the mirror's packs, which never change. If the mirror
+//! has just what the server has at that moment, there is all in it that a clone needs, and the server is not asked again. A mirror
 //! may be updated, packed anew and removed while sessions still read what they were given. Nothing depends on a mirror: what
 //! cannot be had from one is cloned from the server.
 
 mod limits;
+mod listing;
 mod lock;
 mod snapshot;
 mod source;
@@ -104,11 +107,12 @@ impl Mirrors {
         Ok(mirrors)
     }
 
-    /// Brings the mirror of `source` up to date, or makes it, and gives what it has to a session: at `place`, which is made.
-    /// Blocks, perhaps for minutes.
+    /// Brings the mirror of `source` up to date, or makes it, and gives what it has to a session: at `place`, which is made,
+    /// for a clone of all branches or of just one. Blocks, perhaps for minutes.
     pub fn give(
         &self,
         source: &Source,
+        branch: Option<&str>,
         reach: &Reach<'_>,
         limits: Limits,
         place: &Path,
@@ -116,24 +120,31 @@ impl Mirrors {
         let _turn = self.turns.try_acquire().map_err(|_taken| MirrorError::Busy)?;
         let mirror = Mirror { path: self.place(source) };
         let lock = Locked::wait(&mirror.path, PATIENCE, reach.wanted).map_err(|error| mirror.failed(error))?;
-        if lock.is_some() {
+        let listing = if lock.is_some() {
             let updated = mirror.update(source, reach, limits);
             if updated.is_err() && !mirror.repository().exists() && !mirror.marked("refused") {
                 // Nothing would ever be found in it.
                 mirror.remove()?;
             }
-            updated?;
+            updated?
         } else if !(reach.wanted)() {
             return Err(MirrorError::Ended);
         } else if mirror.marked("url") {
             // What it has is good at any moment, and the rest comes from the server.
-            mirror.reach(source, reach, limits)?;
+            mirror.ask(source, reach, limits)?;
+            None
         } else {
             return Err(MirrorError::Locked);
-        }
-        let snapshot = Snapshot::take(&mirror.repository(), reach.uid, place)?;
+        };
+        let beginning = listing.and_then(|listing| listing.beginning(source.url(), branch));
+        let snapshot = Snapshot::take(&mirror.repository(), reach.uid, beginning.as_ref(), place)?;
         mirror.mark("used").map_err(|error| mirror.failed(error))?;
         Ok(snapshot)
+    }
+
+    /// Whether there is one of `source`.
+    pub fn has(&self, source: &Source) -> bool {
+        Mirror { path: self.place(source) }.marked("url")
     }
 
     /// Throws the mirror of `source` away, since something is wrong with what it has given.

@@ -2,11 +2,18 @@
 //!
 //! Only packs and the list of refs are the mirror's. All else, its configuration above all, is written here, so that nothing
 //! but objects reaches a session: git there reads them as it reads those of the server.
+//!
+//! ```text
+//! config, HEAD, packed-refs, refs/, objects/     a repository to take objects from
+//! clone/                                         if it is all there: what a clone has beside what `git init` makes
+//! config-of-clone                                and what its configuration ends with
+//! ```
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io::{self, Read},
     os::fd::{AsFd, OwnedFd},
-    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -18,13 +25,16 @@ use nix::{
     unistd::{LinkatFlags, linkat},
 };
 
-use super::MirrorError;
+use super::{MirrorError, listing::Beginning};
 use crate::sys::remove_tree::remove_tree;
 
 const DIRECTORY: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
 /// Packs of one snapshot. A mirror has far fewer.
 const MAX_PACKS: usize = 1024;
+
+/// Of a list of refs that is read.
+const MAX_REFS_BYTES: u64 = 256 << 10;
 
 /// A session's own; removed when it is dropped.
 #[derive(Debug)]
@@ -33,8 +43,14 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Makes one of `repository` at `place`, which is on the same file system.
-    pub(super) fn take(repository: &Path, uid: u32, place: &Path) -> Result<Self, MirrorError> {
+    /// Makes one of `repository` at `place`, which is on the same file system. If the repository has all that a clone needs,
+    /// `beginning` is the rest of that.
+    pub(super) fn take(
+        repository: &Path,
+        uid: u32,
+        beginning: Option<&Beginning>,
+        place: &Path,
+    ) -> Result<Self, MirrorError> {
         let failed = |error| MirrorError::Directory(place.to_owned(), error);
         let make = |path: &Path| -> io::Result<()> {
             fs::DirBuilder::new().mode(0o755).create(path)?;
@@ -47,19 +63,31 @@ impl Snapshot {
             for directory in ["objects", "objects/info", "objects/pack", "refs"] {
                 make(&place.join(directory))?;
             }
-            for (name, text) in [
-                ("HEAD", "ref: refs/heads/main\n"),
-                ("config", "[core]\n\trepositoryformatversion = 0\n\tbare = true\n"),
-            ] {
+            let write = |name: &str, text: &str| {
                 fs::write(place.join(name), text)?;
-                fs::set_permissions(place.join(name), fs::Permissions::from_mode(0o644))?;
-            }
+                fs::set_permissions(place.join(name), fs::Permissions::from_mode(0o644))
+            };
+            write("HEAD", "ref: refs/heads/main\n")?;
+            write("config", "[core]\n\trepositoryformatversion = 0\n\tbare = true\n")?;
             let top = open(repository, DIRECTORY, Mode::empty())?;
             let own = open(place, DIRECTORY, Mode::empty())?;
             if !link(&top, "packed-refs", &own, uid)? {
                 return Ok(0);
             }
-            link_packs(&top, &open(&place.join("objects/pack"), DIRECTORY, Mode::empty())?, uid)
+            let packs = |to: &str| link_packs(&top, &open(&place.join(to), DIRECTORY, Mode::empty())?, uid);
+            if let Some(beginning) = beginning {
+                for directory in ["", "/objects", "/objects/pack", "/refs", "/refs/remotes", "/refs/remotes/origin"] {
+                    make(&place.join(format!("clone{directory}")))?;
+                }
+                packs("clone/objects/pack")?;
+                write("clone/HEAD", &beginning.head)?;
+                write("clone/packed-refs", &beginning.packed_refs)?;
+                if let Some(head) = &beginning.origin_head {
+                    write("clone/refs/remotes/origin/HEAD", head)?;
+                }
+                write("config-of-clone", &beginning.config)?;
+            }
+            packs("objects/pack")
         };
         match fill().map_err(failed)? {
             0 => Err(MirrorError::Empty),
@@ -75,6 +103,24 @@ impl Drop for Snapshot {
             tracing::warn!("cannot remove {}: {error}", self.place.display());
         }
     }
+}
+
+/// The list of refs of the user `uid`'s repository; `None` if it is out of the ordinary.
+pub(super) fn packed_refs(repository: &Path, uid: u32) -> io::Result<Option<String>> {
+    let top = open(repository, DIRECTORY, Mode::empty())?;
+    let resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_XDEV;
+    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let file = match openat2(&top, "packed-refs", OpenHow::new().flags(flags).resolve(resolve)) {
+        Err(Errno::ENOENT | Errno::ELOOP) => return Ok(None),
+        file => File::from(file?),
+    };
+    let meta = file.metadata()?;
+    if !meta.is_file() || meta.uid() != uid {
+        return Ok(None);
+    }
+    let mut text = Vec::new();
+    file.take(MAX_REFS_BYTES + 1).read_to_end(&mut text)?;
+    Ok(String::from_utf8(text).ok().filter(|text| text.len() as u64 <= MAX_REFS_BYTES))
 }
 
 /// Returns how many files that were.
@@ -116,7 +162,7 @@ fn link(from: &OwnedFd, name: &str, to: &OwnedFd, uid: u32) -> io::Result<bool> 
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{MetadataExt, symlink};
+    use std::os::unix::fs::symlink;
 
     use super::*;
 
@@ -138,7 +184,7 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let repository = repository(scratch.path());
         let place = scratch.path().join("given");
-        let snapshot = Snapshot::take(&repository, OWN(), &place).unwrap();
+        let snapshot = Snapshot::take(&repository, OWN(), None, &place).unwrap();
         let mut names: Vec<_> =
             fs::read_dir(place.join("objects/pack")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
@@ -177,13 +223,13 @@ mod tests {
             let repository = repository(scratch.path());
             spoil(&repository);
             let place = scratch.path().join("given");
-            let refused = Snapshot::take(&repository, OWN(), &place);
+            let refused = Snapshot::take(&repository, OWN(), None, &place);
             assert!(matches!(refused, Err(MirrorError::Directory(..))), "{what}: {refused:?}");
             assert!(!place.exists(), "{what}");
         }
         let scratch = tempfile::tempdir().unwrap();
         let repository = repository(scratch.path());
-        let others = Snapshot::take(&repository, OWN() + 1, &scratch.path().join("given"));
+        let others = Snapshot::take(&repository, OWN() + 1, None, &scratch.path().join("given"));
         assert!(matches!(others, Err(MirrorError::Directory(..))), "a file of somebody else's");
     }
 }

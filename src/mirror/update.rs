@@ -1,7 +1,7 @@
 //! Making a mirror and bringing it up to date.
 
 use std::{
-    fs,
+    fs, io,
     os::{
         fd::{BorrowedFd, OwnedFd},
         unix::fs::MetadataExt,
@@ -12,12 +12,17 @@ use std::{
 use super::{
     Limits, Mirror, MirrorError, REFUSED_FOR, Source,
     limits::{MAX_ENTRIES, measure},
+    listing::Listing,
     recently,
+    snapshot::packed_refs,
 };
 use crate::{
     git::{self, Git, GitError, Network},
     sys::remove_tree::remove_tree,
 };
+
+/// What the server has said, when that was what the mirror has.
+const REFS: &str = "refs";
 
 /// How long each command of git's may take.
 const LIMIT: Duration = Duration::from_secs(5 * 60);
@@ -46,8 +51,13 @@ pub struct Reach<'a> {
 }
 
 impl Mirror {
-    /// Makes it what its server has now.
-    pub(super) fn update(&self, source: &Source, reach: &Reach<'_>, limits: Limits) -> Result<(), MirrorError> {
+    /// Makes it what its server has now, and returns what that is, unless it has become something else meanwhile.
+    pub(super) fn update(
+        &self,
+        source: &Source,
+        reach: &Reach<'_>,
+        limits: Limits,
+    ) -> Result<Option<Listing>, MirrorError> {
         if recently(&self.path.join("refused"), REFUSED_FOR) {
             return Err(MirrorError::GivenUp);
         }
@@ -56,11 +66,24 @@ impl Mirror {
             self.clear()?;
         }
         let was_there = self.repository().exists();
+        let mut said = None;
+        if was_there {
+            let now = self.ask(source, reach, limits).inspect_err(|error| {
+                if matches!(error, MirrorError::Refused(GitError::TimedOut { .. })) {
+                    // Without the mark it is waited for again, and nothing else.
+                    let _ = self.mark("refused");
+                }
+            })?;
+            if fs::read_to_string(self.path.join(REFS)).is_ok_and(|before| before == now) {
+                return Ok(Listing::of_server(&now));
+            }
+            said = Some(now);
+        }
         let mut updated = self.fetch(source, reach, limits);
         if was_there && matches!(updated, Err(MirrorError::Git(GitError::Failed { .. }))) {
-            match self.reach(source, reach, limits) {
+            match self.ask(source, reach, limits) {
                 // So it is not the server.
-                Ok(()) => {
+                Ok(_) => {
                     self.clear()?;
                     updated = self.fetch(source, reach, limits);
                 }
@@ -77,13 +100,32 @@ impl Mirror {
             }
             return Err(of_server(error));
         }
-        self.unmark("writing").map_err(|error| self.failed(error))
+        self.unmark("writing").map_err(|error| self.failed(error))?;
+        let said = match said {
+            Some(said) => said,
+            None => self.ask(source, reach, limits)?,
+        };
+        self.agree(reach.uid, &said).map_err(|error| self.failed(error))
     }
 
-    /// Asks the server whether it would give it. Writes nothing, so that nobody needs to be kept out meanwhile.
-    pub(super) fn reach(&self, source: &Source, reach: &Reach<'_>, limits: Limits) -> Result<(), MirrorError> {
-        let ask = ["ls-remote", "--quiet", "--", source.url(), "HEAD"];
-        self.git(reach, limits, &[&SETTINGS[..], &ask].concat()).map_err(of_server)
+    /// Asks the server what it has, and so whether it would give it. Writes nothing, so that nobody needs to be kept out meanwhile.
+    pub(super) fn ask(&self, source: &Source, reach: &Reach<'_>, limits: Limits) -> Result<String, MirrorError> {
+        // By its own protocol git writes the newer kind of question in pieces, and waits 40 ms for the server's word on the first
+        // of them (Nagle's algorithm and a delayed acknowledgement).
+        let version = if source.url().starts_with("git://") { "protocol.version=0" } else { "protocol.version=2" };
+        let ask = ["ls-remote", "--quiet", "--symref", "--", source.url(), "HEAD", "refs/heads/*", "refs/tags/*"];
+        self.git(reach, limits, &[&SETTINGS[..], &["-c", version], &ask].concat()).map_err(of_server)
+    }
+
+    /// Keeps what the server has said, if that is what the mirror has.
+    fn agree(&self, uid: u32, said: &str) -> io::Result<Option<Listing>> {
+        let listing = Listing::of_server(said);
+        let packed = packed_refs(&self.repository(), uid)?;
+        let listing = listing.filter(|listing| packed.is_some_and(|packed| listing.is_that_of(&packed)));
+        if listing.is_some() {
+            fs::write(self.path.join(REFS), said)?;
+        }
+        Ok(listing)
     }
 
     /// Whether it can be gone on with.
@@ -96,7 +138,7 @@ impl Mirror {
     /// Removes what it has.
     fn clear(&self) -> Result<(), MirrorError> {
         remove_tree(&self.repository()).map_err(|error| self.failed(error))?;
-        for name in ["url", "used", "writing"] {
+        for name in ["url", "used", "writing", REFS] {
             self.unmark(name).map_err(|error| self.failed(error))?;
         }
         Ok(())
@@ -104,6 +146,7 @@ impl Mirror {
 
     fn fetch(&self, source: &Source, reach: &Reach<'_>, limits: Limits) -> Result<(), MirrorError> {
         self.mark("writing").map_err(|error| self.failed(error))?;
+        self.unmark(REFS).map_err(|error| self.failed(error))?;
         if !self.repository().exists() {
             git::make_directory(&self.repository(), reach.uid).map_err(MirrorError::Git)?;
             self.git(reach, limits, &["init", "--quiet", "--bare", "."])?;
@@ -120,8 +163,8 @@ impl Mirror {
         Ok(())
     }
 
-    /// Runs git in it for as long as it gets neither too large nor useless.
-    fn git(&self, reach: &Reach<'_>, limits: Limits, arguments: &[&str]) -> Result<(), MirrorError> {
+    /// Runs git in it for as long as it gets neither too large nor useless, and returns what it has written.
+    fn git(&self, reach: &Reach<'_>, limits: Limits, arguments: &[&str]) -> Result<String, MirrorError> {
         let repository = self.repository();
         let git = Git {
             uid: reach.uid,
@@ -143,7 +186,7 @@ impl Mirror {
             // Also if it has been quick.
             _ if !fits() => Err(MirrorError::TooLarge(limits.of_one())),
             Err(GitError::Stopped { .. }) => Err(MirrorError::Ended),
-            ran => ran.map(drop).map_err(MirrorError::Git),
+            ran => ran.map_err(MirrorError::Git),
         }
     }
 }

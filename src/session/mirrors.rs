@@ -92,13 +92,20 @@ impl SessionMirrors {
 }
 
 impl Mirror<'_> {
-    /// Brings it up to date and lets the session see it. Without one everything goes on, so that why is for the log.
-    pub(super) async fn give(self) -> Option<Given> {
+    /// Whether it was made before.
+    pub(super) fn is_there(&self) -> bool {
+        self.mirrors.inner.context.mirrors.has(&self.source)
+    }
+
+    /// Brings it up to date and lets the session see it, for a clone of `branch` or of all. Without one everything goes on, so that why is for the log.
+    pub(super) async fn give(self, branch: Option<&str>) -> Option<Given> {
         let SessionMirrors { inner, record, limits, next } = self.mirrors;
         let (limits, name) = (*limits, next.fetch_add(1, Ordering::Relaxed).to_string());
-        let (source, session) = (self.source.clone(), record.clone());
+        let (source, session, branch) = (self.source.clone(), record.clone(), branch.map(str::to_owned));
         let inside = format!("{INSIDE}/{name}");
-        let given = blocking(inner, move |context| context.give_mirror(&session, &source, limits, &name)).await;
+        let given =
+            blocking(inner, move |context| context.give_mirror(&session, &source, branch.as_deref(), limits, &name))
+                .await;
         match given {
             Ok(snapshot) => Some(Given { inner: inner.clone(), source: self.source, limits, snapshot, inside }),
             Err(error) => {
@@ -118,17 +125,20 @@ impl Given {
     /// Takes it away again. If it was of no use the mirror is thrown away, to be made anew by the next session.
     pub(super) async fn take_back(self, of_no_use: bool) {
         let Self { inner, source, limits, snapshot, inside: _ } = self;
-        let done = blocking(&inner, move |context| {
-            drop(snapshot);
-            if of_no_use {
-                tracing::warn!(url = source.url(), "the mirror was of no use to git; it is removed");
-                context.mirrors.distrust(&source)?;
+        blocking(&inner, move |_| drop(snapshot)).await;
+        // Nobody waits for the others' sake.
+        tokio::spawn(async move {
+            let done = blocking(&inner, move |context| {
+                if of_no_use {
+                    tracing::warn!(url = source.url(), "the mirror was of no use to git; it is removed");
+                    context.mirrors.distrust(&source)?;
+                }
+                context.mirrors.prune(limits)
+            });
+            if let Err(error) = done.await {
+                tracing::error!("{}", chain(error));
             }
-            context.mirrors.prune(limits)
         });
-        if let Err(error) = done.await {
-            tracing::error!("{}", chain(error));
-        }
     }
 }
 
@@ -137,6 +147,7 @@ impl Context {
         &self,
         record: &SessionRecord,
         source: &Source,
+        branch: Option<&str>,
         limits: Limits,
         name: &str,
     ) -> Result<Snapshot, MirrorError> {
@@ -163,7 +174,8 @@ impl Context {
             tasks: &tasks,
             wanted: &|| update.is_wanted() && !container.has_ended(),
         };
-        let given = self.mirrors.give(source, &reach, limits, &self.directory(&record.id).join(NAME).join(name));
+        let place = self.directory(&record.id).join(NAME).join(name);
+        let given = self.mirrors.give(source, branch, &reach, limits, &place);
         if !update.is_wanted() {
             wait_for_closed(container.pid());
         }

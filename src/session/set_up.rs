@@ -30,8 +30,8 @@ const ON_START_LIMIT: Duration = Duration::from_secs(5 * 60);
 const OUTPUT_LIMIT: u64 = 16 << 20;
 
 /// Clones `$1` to `$2` (`~/` is the home directory) with the further options, unless it is there already. With a mirror, `$3`,
-/// what is there of it comes from that, and nothing of the clone depends on it afterwards; if that fails in any way it is cloned as
-/// without. Keys are asked for nowhere, and a host that is seen for the first time is believed, as there is nobody to ask.
+/// all comes from that if all is there, else what is there, and nothing of the clone depends on it afterwards; if that fails in any
+/// way it is cloned as without. Keys are asked for nowhere, and a host that is seen for the first time is believed, as there is nobody to ask.
 const CLONE: &str = r#"
 url=$1 path=$2 mirror=$3; shift 3
 case $path in "~/"*) path=$HOME/${path#"~/"};; esac
@@ -42,6 +42,20 @@ export GIT_TERMINAL_PROMPT=0
 export GIT_SSH_COMMAND="${GIT_SSH_COMMAND:-ssh -o BatchMode=yes -o StrictHostKeyChecking=accept-new -o ConnectTimeout=30}"
 if [ -z "$mirror" ] || [ ! -e "$mirror/HEAD" ]; then
     exec git clone --quiet "$@" -- "$url" "$path"
+fi
+empty() {
+    for entry in "$1"/* "$1"/.[!.]* "$1"/..?*; do [ ! -e "$entry" ] && [ ! -L "$entry" ] || return 1; done
+}
+if [ -e "$mirror/config-of-clone" ] && empty "$path"; then
+    export GIT_DEFAULT_HASH=sha1 GIT_DEFAULT_REF_FORMAT=files GIT_REFLOG_ACTION="clone: from $url"
+    read -r _ head < "$mirror/clone/HEAD"
+    git init --quiet "$path" && cp -R "$mirror/clone/." "$path/.git" &&
+        while IFS= read -r line; do printf '%s\n' "$line"; done < "$mirror/config-of-clone" >> "$path/.git/config" &&
+        git -C "$path" reset --quiet --hard "refs/remotes/origin/${head#refs/heads/}" && exit 0
+    unset GIT_DEFAULT_HASH GIT_DEFAULT_REF_FORMAT GIT_REFLOG_ACTION
+    rm -rf "$path"/* "$path"/.[!.]* "$path"/..?*
+    git clone --quiet "$@" -- "$url" "$path" && exit 65
+    exit
 fi
 if said=$(git clone --quiet --reference "$mirror" --dissociate "$@" -- "$url" "$path" 2>&1); then
     [ -z "$said" ] || printf '%s\n' "$said" >&2
@@ -188,8 +202,18 @@ impl Stage {
             self.status(source, run, agent.clone(), CLONE_LIMIT)
         };
         let given = match self.mirrors.as_ref().and_then(|mirrors| mirrors.of(url)) {
+            Some(mirror) if mirror.is_there() => {
+                let (looked, given) = tokio::join!(clone(LOOK), mirror.give(branch));
+                match given {
+                    Some(given) if !matches!(looked, Ok(TO_DO)) => {
+                        given.take_back(false).await;
+                        None
+                    }
+                    given => given,
+                }
+            }
             // A mirror is not worth making for an image without git.
-            Some(mirror) if matches!(clone(LOOK).await, Ok(TO_DO)) => mirror.give().await,
+            Some(mirror) if matches!(clone(LOOK).await, Ok(TO_DO)) => mirror.give(branch).await,
             _ => None,
         };
         let status = clone(given.as_ref().map_or("", |given| &given.inside)).await;
