@@ -22,7 +22,7 @@ use crate::{
     metrics::Metrics,
     names::SessionId,
     protocol::{ExitStatus, ForwardKind},
-    session::{Origin, SessionKey, state::ConnectionId},
+    session::{ExposedPort, Origin, SessionKey, state::ConnectionId},
 };
 
 /// Somebody who is logged in.
@@ -101,6 +101,26 @@ pub enum Event<'a> {
         kind: ForwardKind,
         target: &'a str,
     },
+    /// A port of the session is to be had on the host's loopback address.
+    PortOpen {
+        key: &'a SessionKey,
+        session: &'a SessionId,
+        exposed: ExposedPort,
+    },
+    /// It is not any more, although the session lives: somebody else had it while the server was away.
+    PortLost {
+        key: &'a SessionKey,
+        session: &'a SessionId,
+        exposed: ExposedPort,
+    },
+    /// An administrator runs a program in a session or, with `service`, in one of its services; how it has ended, if it has.
+    AdminExec {
+        key: &'a SessionKey,
+        session: &'a SessionId,
+        service: Option<&'a str>,
+        command: &'a str,
+        ended: Option<(Option<ExitStatus>, Duration)>,
+    },
     /// What an earlier server left was looked through at the start of this one.
     CleanupRun {
         adopted: usize,
@@ -169,6 +189,9 @@ impl Audit {
             | Event::SessionRefused { .. }
             | Event::Connect { .. }
             | Event::Disconnect { .. }
+            | Event::PortOpen { .. }
+            | Event::PortLost { .. }
+            | Event::AdminExec { .. }
             | Event::CleanupRun { .. } => {}
         }
     }
@@ -222,17 +245,16 @@ fn describe(event: &Event<'_>, now: SystemTime) -> (&'static str, Value) {
             ("session.disconnect", with_who(who, json!({"remaining_connections": remaining, "reason": reason})))
         }
         Event::Command { who, command, status, time } => {
-            let (code, signal) = match status {
-                Some(ExitStatus::Code(code)) => (Some(*code), None),
-                Some(ExitStatus::Signal { signal, .. }) => (None, Some(*signal)),
-                None => (None, None),
-            };
-            let outcome = outcome(*status);
-            let duration = time.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
-            let details = json!({
-                "command": command, "exit_code": code, "signal": signal, "outcome": outcome, "duration_ms": duration,
-            });
+            let details = with_end(*status, *time, json!({"command": command, "outcome": outcome(*status)}));
             ("session.command", with_who(who, details))
+        }
+        Event::PortOpen { key, session, exposed } => ("port.open", with_port(key, session, *exposed)),
+        Event::PortLost { key, session, exposed } => ("port.lost", with_port(key, session, *exposed)),
+        Event::AdminExec { key, session, service, command, ended } => {
+            let status = ended.and_then(|(status, _)| status);
+            let outcome = if ended.is_some() { outcome(status) } else { "begun" };
+            let details = json!({"session_id": session, "service": service, "command": command, "outcome": outcome});
+            ("admin.exec", with_key(key, with_end(status, ended.map(|(_, time)| time), details)))
         }
         Event::ForwardOpen { who, kind, target } => {
             ("forward.open", with_who(who, json!({"kind": forward_name(*kind), "target": target})))
@@ -253,6 +275,24 @@ fn describe(event: &Event<'_>, now: SystemTime) -> (&'static str, Value) {
 fn with_key(key: &SessionKey, mut details: Value) -> Value {
     details["user"] = json!(key.user);
     details["project"] = json!(key.project);
+    details
+}
+
+fn with_port(key: &SessionKey, session: &SessionId, exposed: ExposedPort) -> Value {
+    let ExposedPort { port, host_port } = exposed;
+    with_key(key, json!({"session_id": session, "port": port, "host_port": host_port}))
+}
+
+/// How something has ended that ran, if it has, and how long it took.
+fn with_end(status: Option<ExitStatus>, time: Option<Duration>, mut details: Value) -> Value {
+    let (code, signal) = match status {
+        Some(ExitStatus::Code(code)) => (Some(code), None),
+        Some(ExitStatus::Signal { signal, .. }) => (None, Some(signal)),
+        None => (None, None),
+    };
+    details["exit_code"] = json!(code);
+    details["signal"] = json!(signal);
+    details["duration_ms"] = json!(time.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)));
     details
 }
 
@@ -296,6 +336,8 @@ mod tests {
         let (key, session) = (&key, &session);
         let time = Some(Duration::from_millis(1500));
         let kind = ForwardKind::DirectTcpip;
+        let exposed = ExposedPort { port: 80, host_port: 8080 };
+        let ended = Some((Some(ExitStatus::Code(3)), Duration::from_millis(1500)));
         for event in [
             Event::AuthOk { key, peer: peer(), identity: &identity },
             Event::AuthFail { login: HOSTILE, peer: peer(), identity: &identity, reason: HOSTILE },
@@ -310,6 +352,9 @@ mod tests {
             Event::Command { who, command: Some(HOSTILE), status: Some(ExitStatus::Code(3)), time },
             Event::Command { who, command: None, status: None, time: None },
             Event::ForwardOpen { who, kind, target: HOSTILE },
+            Event::PortOpen { key, session, exposed },
+            Event::PortLost { key, session, exposed },
+            Event::AdminExec { key, session, service: Some(HOSTILE), command: HOSTILE, ended },
             Event::CleanupRun { adopted: 1, removed: 2, strays: 3 },
         ] {
             record(&event);

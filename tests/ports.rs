@@ -77,6 +77,12 @@ fn programs_of_the_host_reach_what_a_session_exposes_and_nobody_else_does() {
     assert!(!connects(port));
     host.serve();
     assert_eq!(ports(&host), all);
+    let told: Vec<_> = host.audit().into_iter().filter(|event| event["event"] == "port.open").collect();
+    assert_eq!(told.len(), 2, "once for each, whatever server has it open: {told:#?}");
+    for event in told {
+        let user = event["user"].as_str().unwrap();
+        assert_eq!((&event["port"], event["host_port"].as_u64()), (&json!(port), Some(of(user))), "{event}");
+    }
     eventually("it serves again", || page(of("bob")) == "bob\n");
     ada.finish();
     host.podspawn(["down", "ada@web"]).run();

@@ -146,8 +146,8 @@ fn a_server_killed_while_services_start_leaves_nothing() {
 }
 
 #[test]
-fn everybody_is_told_when_a_service_ends() {
-    let host = Host::new().user("ada").start();
+fn everybody_is_told_once_when_a_service_ends() {
+    let mut host = Host::new().user("ada").start();
     let git = GitServer::start();
     let services = web("front", "front", "").replace("exec httpd", "echo one; echo two; httpd")
         + &web("kept", "kept", "    restart: on-failure\n").replace("exec httpd", "echo three; httpd");
@@ -162,6 +162,14 @@ fn everybody_is_told_when_a_service_ends() {
     eventually("it is in the log", || {
         host.podspawn(["logs", "ada@shop", "front"]).run().text().contains("service front was ended by signal 15")
     });
+    // Init tells each server of it.
+    let session = host.root.join("var/lib/podspawn/sessions").join(host.sessions()[0]["id"].as_str().unwrap());
+    let mut containers = fs::read_dir(session.join("services")).unwrap().map(|found| found.unwrap().path());
+    let front =
+        containers.find(|path| fs::read_to_string(path.join("log")).unwrap().contains("service front")).unwrap();
+    eventually("it is told", || front.join("over").exists());
+    host.end(Signal::SIGKILL);
+    host.serve();
     // A new connection asks nobody for what is over, and a program that transfers files hears nothing.
     host.ssh("ada+shop", "true").run().ok().stderr("");
     host.podspawn(["stop", "ada@shop"]).run().ok();
@@ -169,6 +177,7 @@ fn everybody_is_told_when_a_service_ends() {
     let told = "podspawn: service front was ended by signal 15\n  | one\n  | two\n";
     output.stdout("ready\n").stderr_has(told);
     assert!(!output.stderr.contains("three"), "{output}");
+    assert_eq!(output.stderr.matches("service front").count(), 1, "{output}");
     host.assert_no_session_left();
 }
 
@@ -281,6 +290,16 @@ fn an_administrator_runs_programs_in_a_session_and_in_its_services() {
     host.podspawn(["exec", "bob", "--", "true"]).run().status(1).stderr_has("there is no session of bob");
     let session = &host.sessions()[0];
     assert_eq!(session["services"][0]["name"], "front", "{session}");
+    let audited: Vec<_> = host.audit().into_iter().filter(|event| event["event"] == "admin.exec").collect();
+    assert_eq!(audited.len(), 2 * 7, "what has run, and nothing else: {audited:#?}");
+    let [begun, ended] = &audited[8..10] else { unreachable!() };
+    for (event, outcome) in [(begun, "begun"), (ended, "failure")] {
+        let told = [&event["user"], &event["project"], &event["service"], &event["command"], &event["outcome"]];
+        assert_eq!(told, ["ada", "shop", "front", "sh -c kill -9 $$", outcome], "{event}");
+        assert_eq!(event["session_id"], session["id"], "{event}");
+    }
+    assert_eq!((&ended["signal"], begun["signal"].is_null()), (&9.into(), true), "{ended}");
+    assert!(ended["duration_ms"].is_u64() && begun["duration_ms"].is_null(), "{ended}");
     stream.finish();
     host.assert_no_session_left();
 }

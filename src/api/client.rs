@@ -18,7 +18,8 @@ use serde_json::Value;
 use tokio::net::UnixStream;
 
 use super::types::{
-    BuildEvent, BuildRequest, Changes, Down, LogLine, Problem, Record, RecordSummary, Session, Stats, Status,
+    BuildEvent, BuildRequest, Changes, Down, ExecReport, LogLine, Problem, Record, RecordSummary, Session, Stats,
+    Status,
 };
 use crate::{names::SessionId, session::SessionKey, sys::seqpacket};
 
@@ -114,6 +115,12 @@ impl Client {
         self.json(Method::POST, &format!("/v1/sessions/{key}/down?clean={clean}"))
     }
 
+    /// Has the audit log say what is about to run in a session, or how it has ended.
+    pub fn exec_report(&self, key: &SessionKey, report: &ExecReport) -> Result<(), ClientError> {
+        let body = Bytes::from(serde_json::to_vec(report)?);
+        self.request_with(Method::POST, &format!("/v1/sessions/{key}/exec-reports"), body).map(|_| ())
+    }
+
     /// Ends all sessions.
     pub fn stop_all(&self) -> Result<(), ClientError> {
         self.request(Method::POST, "/v1/stop-all").map(|_| ())
@@ -203,10 +210,14 @@ impl Client {
         Ok(serde_json::from_slice(&self.request(method, path)?)?)
     }
 
-    /// Blocks for one request; a command makes one or two in its life.
+    /// Blocks for one request; a command makes a few in its life.
     fn request(&self, method: Method, path: &str) -> Result<Bytes, ClientError> {
+        self.request_with(method, path, Bytes::new())
+    }
+
+    fn request_with(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
         self.runtime()?.block_on(async {
-            tokio::time::timeout(LIMIT, self.exchange(method, path)).await.unwrap_or(Err(ClientError::TimedOut))
+            tokio::time::timeout(LIMIT, self.exchange(method, path, body)).await.unwrap_or(Err(ClientError::TimedOut))
         })
     }
 
@@ -215,8 +226,8 @@ impl Client {
         runtime.map_err(|error| ClientError::Connect(self.socket.clone(), error))
     }
 
-    async fn exchange(&self, method: Method, path: &str) -> Result<Bytes, ClientError> {
-        let answer = self.send(method, path, Bytes::new()).await?;
+    async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
+        let answer = self.send(method, path, body).await?;
         let status = answer.status();
         let body = answer.into_body().collect().await?.to_bytes();
         if status.is_success() { Ok(body) } else { Err(refusal(status, &body)) }

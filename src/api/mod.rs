@@ -19,6 +19,7 @@
 //! | `GET /v1/records/{id}` | [`types::Record`] |
 //! | `POST /v1/sessions/{user}[@project]/stop` | 204, or 404 if there is no such session |
 //! | `POST /v1/sessions/{user}[@project]/down?clean=true` | [`types::Down`], when the session is gone, and its volumes too if `clean` |
+//! | `POST /v1/sessions/{user}[@project]/exec-reports` with a [`types::ExecReport`] | 204, or 404 if the session is not there |
 //! | `GET /v1/users` | list of [`types::User`] |
 //! | `POST /v1/users/{name}` with [`types::NewKeys`] | [`types::AddedKeys`] |
 //! | `DELETE /v1/users/{name}?force=true` | 204; 404 if there is none, 409 if there are sessions and no `force` |
@@ -28,6 +29,7 @@
 
 pub mod client;
 mod events;
+mod exec;
 pub mod metrics;
 pub mod server;
 pub mod types;
@@ -79,6 +81,9 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn stop(&self, key: SessionKey) -> impl Future<Output = bool> + Send;
     /// Ends a session and waits until it is gone; with `clean` its volumes go too. An error is one line for people.
     fn down(&self, key: SessionKey, clean: bool) -> impl Future<Output = Result<types::Down, String>> + Send;
+    /// Writes down what an administrator runs in a session without the server; false if that session is not there, which does
+    /// not matter for a program that has ended.
+    fn exec_report(&self, key: SessionKey, report: types::ExecReport) -> impl Future<Output = bool> + Send;
     /// All users. The error is one line, here and below.
     fn users(&self) -> impl Future<Output = Result<Vec<types::User>, String>> + Send;
     /// All projects.

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use crate::{config::projects, names::ProjectName, podfile::BuildPlan};
+use crate::{config::projects, names::ProjectName, podfile::BuildPlan, protocol::ExitStatus};
 
 /// A session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -243,6 +243,44 @@ impl From<Record> for RecordSummary {
             ended_ms: record.ended_ms,
             reason: record.reason,
         }
+    }
+}
+
+/// What an administrator runs in a session beside the server, for the audit log: once before it is run, once when it has ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExecReport {
+    /// The session that it runs in, by its id.
+    pub session: String,
+    /// `None` in the user's container.
+    pub service: Option<String>,
+    pub command: Vec<String>,
+    /// `None` before it is run.
+    pub ended: Option<ExecEnd>,
+}
+
+/// How a program has ended: by itself with an exit code, or by a signal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExecEnd {
+    pub exit_code: Option<u8>,
+    pub signal: Option<i32>,
+    pub duration_ms: u64,
+}
+
+impl ExecEnd {
+    /// `duration_ms` after it was begun.
+    pub fn of(status: ExitStatus, duration_ms: u64) -> Self {
+        match status {
+            ExitStatus::Code(code) => Self { exit_code: Some(code), signal: None, duration_ms },
+            ExitStatus::Signal { signal, .. } => Self { exit_code: None, signal: Some(signal), duration_ms },
+        }
+    }
+
+    /// `None` if that is not said.
+    pub fn status(&self) -> Option<ExitStatus> {
+        let signal = self.signal.map(|signal| ExitStatus::Signal { signal, core_dumped: false });
+        signal.or(self.exit_code.map(ExitStatus::Code))
     }
 }
 

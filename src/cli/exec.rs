@@ -1,7 +1,7 @@
 //! `exec`: a program inside a session or one of its services, on pipes or on a terminal of the container's.
 //!
 //! It asks the container's init itself, as the server does: root may do both. So what it carries passes through no server, and
-//! ends with this command.
+//! ends with this command. The server is told before and after, for the audit log.
 
 mod carrier;
 mod terminal;
@@ -10,8 +10,9 @@ use std::{
     fs::File,
     io::{self, Write},
     os::fd::{AsFd, OwnedFd},
+    path::Path,
     process,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
@@ -23,8 +24,8 @@ use self::{
 };
 use super::Session;
 use crate::{
-    api::types,
-    errors::printable,
+    api::types::{self, ExecEnd, ExecReport},
+    errors::{chain, printable},
     names::{ContainerId, ProjectName},
     protocol::{self, ExitStatus, FromInit, Identity, Program, ToInit, Variables, wire},
     session::{SessionKey, socket_of},
@@ -68,24 +69,43 @@ impl Exec {
         let terminal = self.tty.then(|| Terminal::new(self.interactive)).transpose()?;
         let (container, exec) = self.exec(&found, terminal.as_ref())?;
         let socket = socket_of(&session.config.paths.run_dir.join("sessions"), &container);
-        let init = seqpacket::connect(&socket).context("the container does not answer")?;
+        let mut report = ExecReport {
+            session: found.id.unwrap_or_default(),
+            service: self.service.clone(),
+            command: self.command.clone(),
+            ended: None,
+        };
+        let client = session.client();
+        client.exec_report(&self.session, &report).context("what is not in the audit log is not run")?;
+        let begun = Instant::now();
+        let status = self.carry(&socket, exec, terminal)?;
+        let duration = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        report.ended = Some(ExecEnd::of(status, duration));
+        if let Err(error) = client.exec_report(&self.session, &report) {
+            // Nowhere is left to say it if standard error is closed.
+            let _ = writeln!(io::stderr(), "podspawn: warning: its end is not in the audit log: {}", chain(error));
+        }
+        process::exit(match status {
+            ExitStatus::Code(code) => i32::from(code),
+            ExitStatus::Signal { signal, .. } => 128 + signal,
+        })
+    }
+
+    /// Has init run it, and carries what is read and written until it has ended. Our terminal then is what it was before.
+    fn carry(&self, socket: &Path, exec: protocol::Exec, terminal: Option<Terminal>) -> anyhow::Result<ExitStatus> {
+        let init = seqpacket::connect(socket).context("the container does not answer")?;
         // Nobody but us is on it, and a small message always fits.
         wire::send(init.as_fd(), &ToInit::Exec(Box::new(exec)), &[]).context("the container does not answer")?;
         wait_readable(init.as_fd(), START_LIMIT).context("the container does not answer")?;
         match wire::recv::<FromInit>(init.as_fd()).context("the container does not answer")? {
             Some((FromInit::Started { .. }, ends)) => {
                 let ends = ends_of(ends, self.interactive)?;
-                let carried = Carrier::new(init, ends, terminal)?.carry();
-                // Our terminal is what it was before, so that an error is shown as it should be.
-                process::exit(match carried? {
-                    ExitStatus::Code(code) => i32::from(code),
-                    ExitStatus::Signal { signal, .. } => 128 + signal,
-                })
+                Carrier::new(init, ends, terminal)?.carry()
             }
             Some((FromInit::Refused { status, message, .. }, _)) => {
-                // Nowhere is left to say it if standard error is closed.
+                // As above.
                 let _ = writeln!(io::stderr(), "podspawn: {}", printable(&message));
-                process::exit(i32::from(status))
+                Ok(ExitStatus::Code(status))
             }
             _ => bail!("the container is gone"),
         }

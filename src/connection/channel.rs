@@ -44,9 +44,6 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 /// How long after the end of a client's time in a session its last output may take, where the process lives on.
 const LAST_OUTPUT: Duration = Duration::from_secs(1);
 
-/// How long a process may take to end that was hung up. Init kills it after 5 s.
-const HANGUP_LIMIT: Duration = Duration::from_secs(10);
-
 /// The status for what podspawn itself could not do, as `docker run` and `env` use it.
 const FAILED: u8 = 125;
 
@@ -85,13 +82,15 @@ struct Begun {
 }
 
 impl Begun {
-    /// The client does not wait for it any more: it is hung up, and how it ends is reported all the same.
+    /// The client does not wait for it any more: it is hung up, and how it ends is reported all the same, whenever that is.
     fn leave(self, control: &Control) {
         let control = control.clone();
         tokio::spawn(async move {
             let Self { mut process, mut said, run, described, counted } = self;
             process.release().await;
-            if let Ok(Some(status)) = timeout(HANGUP_LIMIT, wait_for_exit(&mut said)).await {
+            // Init kills what does not end after some seconds, but in a container that is short of memory or of time even that may
+            // take long. What init will not tell any more the supervisor does when the connection ends.
+            if let Some(status) = wait_for_exit(&mut said).await {
                 control.command(run, described, status);
             }
             // Only now: whoever waits for it wants to have it reported.
@@ -124,13 +123,13 @@ pub(super) async fn run(start: Start, mut line: Line, control: Control, forwards
         end = work(start, &mut line, &control, &forwards, &mut begun) => Some(end),
         () = closed.cancelled() => None,
     };
-    let Some(end) = end else {
-        if let Some(begun) = begun {
-            begun.leave(&control);
-        }
-        return;
-    };
-    conclude(end, &line, terminal).await;
+    // What still runs, although its channel has ended or ends now.
+    if let Some(begun) = begun.filter(|_| !matches!(end, Some(End::Told | End::Cut(_)))) {
+        begun.leave(&control);
+    }
+    if let Some(end) = end {
+        conclude(end, &line, terminal).await;
+    }
 }
 
 /// Ends a channel that cannot have what it asks for.

@@ -299,6 +299,7 @@ impl Driver {
                 (State::Creating(creating), Ok(live)) => {
                     let (key, session, image) = (&self.key, &live.record.id, &live.record.image_reference);
                     self.inner.audit(&audit::Event::ContainerCreate { key, session, image });
+                    ports::tell(&self.inner, key, session, live.ports.as_ref());
                     self.policy = policy(&live.life, live.record.created_at);
                     self.set_up = live.set_up;
                     self.open(live.record);

@@ -106,9 +106,9 @@ impl Reserved {
     }
 
     /// Takes the ports that a session already has; what somebody else has meanwhile is not its any more.
-    pub async fn take_again(exposed: Vec<ExposedPort>) -> Self {
+    pub async fn take_again(exposed: &[ExposedPort]) -> Self {
         let mut reserved = Vec::new();
-        for one in exposed {
+        for &one in exposed {
             match the_same(one.host_port).await {
                 Ok(listener) => reserved.push((listener, one)),
                 Err(error) => tracing::error!("port {} of the host is lost for its session: {error}", one.host_port),

@@ -164,9 +164,8 @@ pub(super) async fn adopted(
     (to_client, from_session): (mpsc::Sender<ToClient>, mpsc::Receiver<ToClient>),
     activity: Arc<Activity>,
 ) {
-    let id = record.id;
-    let ConnectionRecord { process, peer, fingerprint, credential, logged_in: at, .. } = record;
-    let login = Login { key, fingerprint, credential, at, stamps: None };
+    let ConnectionRecord { id, process, peer, .. } = record;
+    let login = login(key, &record);
     let mut trail = Trail::new(&supervisor, id, peer);
     trail.adopt(&login, &record.session);
     let mut connection = Connection {
@@ -199,6 +198,12 @@ pub(super) async fn adopted(
     end_adopted(process, id).await;
     supervisor.forget_connection(id).await;
     pool::remove_socket(&supervisor.pool.socket(id));
+}
+
+/// As whom a connection of an earlier supervisor has logged in.
+pub(super) fn login(key: SessionKey, record: &ConnectionRecord) -> Login {
+    let (fingerprint, credential) = (record.fingerprint.clone(), record.credential.clone());
+    Login { key, fingerprint, credential, at: record.logged_in, stamps: None }
 }
 
 /// Ends a connection of an earlier supervisor that cannot be kept, and tells its client why.

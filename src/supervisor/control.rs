@@ -1,13 +1,17 @@
 //! What the control socket can ask of the supervisor.
 
-use std::{io, sync::Arc, time::SystemTime};
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use tokio::sync::mpsc;
 
 use super::{Supervisor, inspect, people};
 use crate::{
     api::{self, types, users::NotRemoved},
-    audit::Listener,
+    audit::{Event, Listener},
     errors::chain,
     image::{Image, Reference},
     metrics::Now,
@@ -103,6 +107,23 @@ impl api::Backend for Control {
     async fn down(&self, key: SessionKey, clean: bool) -> Result<types::Down, String> {
         let down = self.0.sessions.down(&key, clean).await.map_err(chain)?;
         Ok(types::Down { stopped: down.stopped, volumes: down.volumes })
+    }
+
+    async fn exec_report(&self, key: SessionKey, report: types::ExecReport) -> bool {
+        let Ok(session) = report.session.parse::<SessionId>() else { return false };
+        let is_there = |record: &SessionRecord| record.id == session;
+        if report.ended.is_none() && !self.view(&key).await.and_then(|view| view.record).as_ref().is_some_and(is_there)
+        {
+            return false;
+        }
+        self.0.audit.record(&Event::AdminExec {
+            key: &key,
+            session: &session,
+            service: report.service.as_deref(),
+            command: &report.command.join(" "),
+            ended: report.ended.map(|end| (end.status(), Duration::from_millis(end.duration_ms))),
+        });
+        true
     }
 
     async fn users(&self) -> Result<Vec<types::User>, String> {

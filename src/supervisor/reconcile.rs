@@ -9,9 +9,9 @@ use std::{
 
 use tokio::sync::mpsc;
 
-use super::{Supervisor, client};
+use super::{Supervisor, client, trail::Trail};
 use crate::{
-    audit::{Event, Who},
+    audit::Event,
     errors::chain,
     names::SessionId,
     protocol::{self, FromConnection, ToConnection, wire::AsyncSocket},
@@ -102,9 +102,11 @@ pub(super) async fn reconcile(supervisor: &Arc<Supervisor>) -> Result<(), StateE
         let key = SessionKey { user: record.user.clone(), project: record.project.clone() };
         let remaining = returned.get(&record.id).map_or(0, Vec::len);
         for (connection, reason) in lost.extract_if(.., |(connection, _)| connection.session == record.id) {
-            let origin = Origin { peer: connection.peer, fingerprint: connection.fingerprint };
-            let who = Who { key: &key, connection: connection.id, origin: &origin, session: Some(&record.id) };
-            supervisor.audit.record(&Event::Disconnect { who, remaining, reason });
+            let mut trail = Trail::new(supervisor, connection.id, connection.peer);
+            if let Some(reason) = reason {
+                trail.told(reason);
+            }
+            trail.lost(&client::login(key.clone(), &connection), &record.id, remaining);
         }
         let (mut clients, mut tasks) = (Vec::new(), Vec::new());
         for (connection, greeted) in returned.remove(&record.id).unwrap_or_default() {

@@ -92,8 +92,12 @@ impl Trail {
 
     /// Goes on with what an earlier supervisor has begun.
     pub(super) fn adopt(&mut self, login: &Login, session: &SessionId) {
-        self.identify(login);
         self.attached.add(session);
+        self.resume(login, session);
+    }
+
+    fn resume(&mut self, login: &Login, session: &SessionId) {
+        self.identify(login);
         self.session = Some(session.clone());
         let begun = self.journal.running(session, self.connection).unwrap_or_else(|error| {
             tracing::warn!(%session, "which commands run in it is not known: {error}");
@@ -200,6 +204,16 @@ impl Trail {
     pub(super) fn close(&mut self, login: Option<&Login>) {
         let (Some(login), Some(session)) = (login, &self.session) else { return };
         let remaining = self.attached.remove(session);
+        self.end(login, remaining);
+    }
+
+    /// The connection of an earlier supervisor has ended while there was none, and `remaining` others of its session have not.
+    pub(super) fn lost(mut self, login: &Login, session: &SessionId, remaining: usize) {
+        self.resume(login, session);
+        self.end(login, remaining);
+    }
+
+    fn end(&mut self, login: &Login, remaining: usize) {
         for (run, Running { command, since }) in std::mem::take(&mut self.running) {
             self.command(login, Some(run), command.as_deref(), None, Some(since.elapsed()));
         }

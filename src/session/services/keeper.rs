@@ -2,6 +2,8 @@
 
 use std::{
     collections::VecDeque,
+    fs::File,
+    io,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -24,6 +26,9 @@ const BACK_OFF_MAX: Duration = Duration::from_secs(60);
 
 /// A service that has run for so long is waited for from the beginning when it fails.
 const STEADY: Duration = Duration::from_secs(60);
+
+/// The file in a service's directory that says that it has ended for good and that this has been told.
+const OVER: &str = "over";
 
 /// How far a service is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,9 +128,14 @@ impl Task {
             if stopping.is_cancelled() {
                 return;
             }
+            if self.is_over() {
+                self.life.send_replace(Life::Ended(how));
+                return;
+            }
             self.note(&how);
             if !self.again(&ended) {
                 (self.on_end)(self.member.failed(how.clone(), lines_of(&self.tail)));
+                self.set_over();
                 self.life.send_replace(Life::Ended(how));
                 return;
             }
@@ -156,6 +166,22 @@ impl Task {
         tokio::time::timeout(STOP_LIMIT, process.wait(self.ear()))
             .await
             .unwrap_or(Err(InsideError::TimedOut(STOP_LIMIT)))
+    }
+
+    /// Whether an earlier supervisor has told everybody that it has ended for good: its init says so again to each one.
+    fn is_over(&self) -> bool {
+        self.member.directory.join(OVER).exists()
+    }
+
+    fn set_over(&self) {
+        let written = File::create(self.member.directory.join(OVER));
+        match written {
+            // The session, and its directory, may be going.
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!("service {}: the next server will tell of its end again: {error}", self.member.name);
+            }
+            _ => {}
+        }
     }
 
     fn again(&self, ended: &Result<ExitStatus, InsideError>) -> bool {
