@@ -105,6 +105,12 @@ fn a_command_whose_channel_is_closed_is_recorded_while_its_connection_goes_on() 
     client.stdout.as_mut().unwrap().read_exact(&mut [0; 6]).unwrap();
     client.kill().unwrap();
     client.wait().unwrap();
+    let is_told = || host.audit().iter().any(|event| event["event"] == "session.command");
+    eventually("the command's end is told", || {
+        // The master may close the channel only when something else wakes it.
+        master.control(&["check"]);
+        is_told()
+    });
     let command = &events(&host, "session.command", 1)[0];
     assert_eq!((&command["exit_code"], &command["outcome"]), (&json!(9), &json!("failure")), "{command}");
     assert!(host.audit().iter().all(|event| event["event"] != "session.disconnect"));
@@ -228,16 +234,28 @@ fn what_the_server_ends_is_told_with_the_reason() {
 
 #[test]
 fn a_restart_tells_what_it_has_found_and_connections_are_told_to_their_end() {
-    let mut host = Host::new().user("ada").start();
+    let mut host = Host::new().user("ada").user("bob").start();
     let stream = Stream::start(&host, "ada");
+    let mut bob = host.ssh("bob", "echo ready; sleep 1000").spawn();
+    bob.stdout.as_mut().unwrap().read_exact(&mut [0; 6]).unwrap();
+    let lost = Pid::from_raw(host.connections("bob")[0]);
     host.end(Signal::SIGKILL);
+    kill(lost, Signal::SIGKILL).unwrap();
+    common::command::finish("bob's client", bob);
     host.serve();
     let starts = events(&host, "cleanup.run", 2);
-    assert_eq!((&starts[0]["adopted"], &starts[1]["adopted"]), (&json!(0), &json!(1)), "{starts:?}");
+    assert_eq!((&starts[0]["adopted"], &starts[1]["adopted"]), (&json!(0), &json!(2)), "{starts:?}");
+    // Who has gone meanwhile, and with what.
+    let command = &events(&host, "session.command", 1)[0];
+    let told = [&command["user"], &command["command"], &command["outcome"]];
+    assert_eq!(told, ["bob", "echo ready; sleep 1000", "unknown"], "{command}");
+    assert!(command["duration_ms"].is_u64() && command["fingerprint"].is_string(), "{command}");
     stream.finish();
-    let end = &events(&host, "session.disconnect", 1)[0];
-    assert_eq!((&end["user"], &end["remaining_connections"]), (&json!("ada"), &json!(0)), "{end}");
-    assert_eq!(end["fingerprint"], events(&host, "auth.ok", 1)[0]["fingerprint"]);
+    let ends = events(&host, "session.disconnect", 2);
+    for (end, user, login) in [(&ends[0], "bob", 1), (&ends[1], "ada", 0)] {
+        assert_eq!((&end["user"], &end["remaining_connections"]), (&json!(user), &json!(0)), "{end}");
+        assert_eq!(end["fingerprint"], events(&host, "auth.ok", 2)[login]["fingerprint"]);
+    }
     host.assert_no_session_left();
 }
 
