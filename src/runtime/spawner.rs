@@ -8,7 +8,8 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -29,6 +30,10 @@ use crate::{
 
 /// Longer than the spawner itself waits for a container ([`super::role::SETUP_LIMIT`]), so that it can clean up.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long the kernel may be busy with pages of the copy, to reclaim or to move them for instance. It waits for them itself, but
+/// for some 150 ms only, and then does not seal them (`EBUSY`; `memfd_wait_for_pins` in its mm/memfd.c).
+const SEAL_LIMIT: Duration = Duration::from_secs(10);
 
 /// Why there is no container.
 #[derive(Debug, thiserror::Error)]
@@ -264,8 +269,14 @@ fn sealed_copy(program: &Path) -> io::Result<OwnedFd> {
     io::copy(&mut File::open(program)?, &mut copy)?;
     copy.rewind()?;
     let seals = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+    let deadline = Instant::now() + SEAL_LIMIT;
+    while let Err(errno) = fcntl(&copy, FcntlArg::F_ADD_SEALS(seals)) {
+        if errno != Errno::EBUSY || Instant::now() >= deadline {
+            return Err(errno.into());
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
     // A memfd that is open for writing cannot be executed (ETXTBSY), so it goes on as a read-only description.
-    fcntl(&copy, FcntlArg::F_ADD_SEALS(seals))?;
     Ok(File::open(format!("/proc/self/fd/{}", copy.as_raw_fd()))?.into())
 }
 
