@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, fmt::Write};
 
-/// Longer lists are not worked with.
+/// Longer lists are not worked with. Of git's output more is kept ([`crate::git`]), so that none of these was cut.
 const MAX_BYTES: usize = 48 << 10;
 
 /// Branches and tags of a repository. Names and ids are plain: they mean nothing to a shell, a configuration or a list of refs.

@@ -1,12 +1,14 @@
-//! What a session gets of a mirror: a bare repository whose packs are hard links, which git inside takes objects from.
+//! What a session gets of a mirror, whose packs are hard links to the mirror's: if that has all that a clone needs, the clone but
+//! for its files; else a bare repository that git inside takes objects from.
 //!
 //! Only packs and the list of refs are the mirror's. All else, its configuration above all, is written here, so that nothing
 //! but objects reaches a session: git there reads them as it reads those of the server.
 //!
 //! ```text
-//! config, HEAD, packed-refs, refs/, objects/     a repository to take objects from
-//! clone/                                         if it is all there: what a clone has beside what `git init` makes
-//! config-of-clone                                and what its configuration ends with
+//! clone/                                         what it has beside what `git init` makes
+//! config-of-clone                                what its configuration ends with
+//!
+//! HEAD, config, packed-refs, refs/, objects/     the bare repository
 //! ```
 
 use std::{
@@ -59,33 +61,32 @@ impl Snapshot {
         make(place).map_err(failed)?;
         // From here on whatever fails takes it away again.
         let snapshot = Self { place: place.to_owned() };
+        let write = |name: &str, text: &str| {
+            fs::write(place.join(name), text)?;
+            fs::set_permissions(place.join(name), fs::Permissions::from_mode(0o644))
+        };
         let fill = || -> io::Result<usize> {
-            for directory in ["objects", "objects/info", "objects/pack", "refs"] {
-                make(&place.join(directory))?;
-            }
-            let write = |name: &str, text: &str| {
-                fs::write(place.join(name), text)?;
-                fs::set_permissions(place.join(name), fs::Permissions::from_mode(0o644))
-            };
-            write("HEAD", "ref: refs/heads/main\n")?;
-            write("config", "[core]\n\trepositoryformatversion = 0\n\tbare = true\n")?;
             let top = open(repository, DIRECTORY, Mode::empty())?;
-            let own = open(place, DIRECTORY, Mode::empty())?;
-            if !link(&top, "packed-refs", &own, uid)? {
-                return Ok(0);
-            }
             let packs = |to: &str| link_packs(&top, &open(&place.join(to), DIRECTORY, Mode::empty())?, uid);
             if let Some(beginning) = beginning {
                 for directory in ["", "/objects", "/objects/pack", "/refs", "/refs/remotes", "/refs/remotes/origin"] {
                     make(&place.join(format!("clone{directory}")))?;
                 }
-                packs("clone/objects/pack")?;
                 write("clone/HEAD", &beginning.head)?;
                 write("clone/packed-refs", &beginning.packed_refs)?;
                 if let Some(head) = &beginning.origin_head {
                     write("clone/refs/remotes/origin/HEAD", head)?;
                 }
                 write("config-of-clone", &beginning.config)?;
+                return packs("clone/objects/pack");
+            }
+            for directory in ["objects", "objects/info", "objects/pack", "refs"] {
+                make(&place.join(directory))?;
+            }
+            write("HEAD", "ref: refs/heads/main\n")?;
+            write("config", "[core]\n\trepositoryformatversion = 0\n\tbare = true\n")?;
+            if !link(&top, "packed-refs", &open(place, DIRECTORY, Mode::empty())?, uid)? {
+                return Ok(0);
             }
             packs("objects/pack")
         };
@@ -197,6 +198,32 @@ mod tests {
         assert_eq!(fs::read_to_string(place.join(pack)).unwrap(), "pack-12ab.pack");
         drop(snapshot);
         assert!(!place.exists());
+    }
+
+    #[test]
+    fn one_that_is_all_of_a_clone_has_what_podspawn_has_written_and_the_packs() {
+        let scratch = tempfile::tempdir().unwrap();
+        let repository = repository(scratch.path());
+        let place = scratch.path().join("given");
+        let beginning = Beginning {
+            config: "[remote]\n".to_owned(),
+            head: "ref: refs/heads/fix\n".to_owned(),
+            packed_refs: "no refs of git's\n".to_owned(),
+            origin_head: None,
+        };
+        let _snapshot = Snapshot::take(&repository, OWN(), Some(&beginning), &place).unwrap();
+        let read = |name: &str| fs::read_to_string(place.join(name)).unwrap();
+        assert_eq!(read("clone/packed-refs"), "no refs of git's\n");
+        assert_eq!(
+            (read("clone/HEAD").as_str(), read("config-of-clone").as_str()),
+            ("ref: refs/heads/fix\n", "[remote]\n")
+        );
+        assert_eq!(read("clone/objects/pack/pack-12ab.pack"), "pack-12ab.pack");
+        assert!(!place.join("clone/refs/remotes/origin/HEAD").exists() && !place.join("config").exists());
+        // Nor is anything but git's own files among the packs.
+        symlink("/etc/passwd", repository.join("objects/pack/pack-0.pack")).unwrap();
+        let refused = Snapshot::take(&repository, OWN(), Some(&beginning), &scratch.path().join("other"));
+        assert!(matches!(refused, Err(MirrorError::Directory(..))), "{refused:?}");
     }
 
     #[test]

@@ -97,7 +97,8 @@ impl Mirror<'_> {
         self.mirrors.inner.context.mirrors.has(&self.source)
     }
 
-    /// Brings it up to date and lets the session see it, for a clone of `branch` or of all. Without one everything goes on, so that why is for the log.
+    /// Brings it up to date and lets the session see it, for a clone of `branch` or of all. Without one everything goes on, so
+    /// that why is for the log.
     pub(super) async fn give(self, branch: Option<&str>) -> Option<Given> {
         let SessionMirrors { inner, record, limits, next } = self.mirrors;
         let (limits, name) = (*limits, next.fetch_add(1, Ordering::Relaxed).to_string());

@@ -10,7 +10,7 @@ use super::{
     agents::Agents,
     inside::{self, InsideError, Run},
     log::Log,
-    mirrors::SessionMirrors,
+    mirrors::{Given, Mirror, SessionMirrors},
 };
 use crate::{
     errors::{chain, printable},
@@ -31,7 +31,8 @@ const OUTPUT_LIMIT: u64 = 16 << 20;
 
 /// Clones `$1` to `$2` (`~/` is the home directory) with the further options, unless it is there already. With a mirror, `$3`,
 /// all comes from that if all is there, else what is there, and nothing of the clone depends on it afterwards; if that fails in any
-/// way it is cloned as without. Keys are asked for nowhere, and a host that is seen for the first time is believed, as there is nobody to ask.
+/// way it is cloned as without. Keys are asked for nowhere, and a host that is seen for the first time is believed, as there is
+/// nobody to ask.
 const CLONE: &str = r#"
 url=$1 path=$2 mirror=$3; shift 3
 case $path in "~/"*) path=$HOME/${path#"~/"};; esac
@@ -40,13 +41,10 @@ command -v git > /dev/null || exit 127
 [ "$mirror" != look ] || exit 66
 export GIT_TERMINAL_PROMPT=0
 export GIT_SSH_COMMAND="${GIT_SSH_COMMAND:-ssh -o BatchMode=yes -o StrictHostKeyChecking=accept-new -o ConnectTimeout=30}"
-if [ -z "$mirror" ] || [ ! -e "$mirror/HEAD" ]; then
-    exec git clone --quiet "$@" -- "$url" "$path"
-fi
 empty() {
     for entry in "$1"/* "$1"/.[!.]* "$1"/..?*; do [ ! -e "$entry" ] && [ ! -L "$entry" ] || return 1; done
 }
-if [ -e "$mirror/config-of-clone" ] && empty "$path"; then
+if [ -n "$mirror" ] && [ -e "$mirror/clone" ] && empty "$path"; then
     export GIT_DEFAULT_HASH=sha1 GIT_DEFAULT_REF_FORMAT=files GIT_REFLOG_ACTION="clone: from $url"
     read -r _ head < "$mirror/clone/HEAD"
     git init --quiet "$path" && cp -R "$mirror/clone/." "$path/.git" &&
@@ -56,6 +54,9 @@ if [ -e "$mirror/config-of-clone" ] && empty "$path"; then
     rm -rf "$path"/* "$path"/.[!.]* "$path"/..?*
     git clone --quiet "$@" -- "$url" "$path" && exit 65
     exit
+fi
+if [ -z "$mirror" ] || [ ! -e "$mirror/HEAD" ]; then
+    exec git clone --quiet "$@" -- "$url" "$path"
 fi
 if said=$(git clone --quiet --reference "$mirror" --dissociate "$@" -- "$url" "$path" 2>&1); then
     [ -z "$said" ] || printf '%s\n' "$said" >&2
@@ -202,19 +203,8 @@ impl Stage {
             self.status(source, run, agent.clone(), CLONE_LIMIT)
         };
         let given = match self.mirrors.as_ref().and_then(|mirrors| mirrors.of(url)) {
-            Some(mirror) if mirror.is_there() => {
-                let (looked, given) = tokio::join!(clone(LOOK), mirror.give(branch));
-                match given {
-                    Some(given) if !matches!(looked, Ok(TO_DO)) => {
-                        given.take_back(false).await;
-                        None
-                    }
-                    given => given,
-                }
-            }
-            // A mirror is not worth making for an image without git.
-            Some(mirror) if matches!(clone(LOOK).await, Ok(TO_DO)) => mirror.give(branch).await,
-            _ => None,
+            Some(mirror) => given(mirror, branch, clone(LOOK)).await,
+            None => None,
         };
         let status = clone(given.as_ref().map_or("", |given| &given.inside)).await;
         if let Some(given) = given {
@@ -274,6 +264,26 @@ impl Stage {
         self.transcript.push(format!("podspawn: {text}\n").into());
         self.log.append(source, format!("warning: {text}").as_bytes());
     }
+}
+
+/// What the session gets of a mirror, if `look` finds that there is something to clone, and git to do it.
+async fn given(
+    mirror: Mirror<'_>,
+    branch: Option<&str>,
+    look: impl Future<Output = Result<ExitStatus, Ending>>,
+) -> Option<Given> {
+    if !mirror.is_there() {
+        // It is not worth making for an image without git.
+        return if matches!(look.await, Ok(TO_DO)) { mirror.give(branch).await } else { None };
+    }
+    // Asking the server takes longer, and is seldom in vain.
+    let (looked, given) = tokio::join!(look, mirror.give(branch));
+    let given = given?;
+    if matches!(looked, Ok(TO_DO)) {
+        return Some(given);
+    }
+    given.take_back(false).await;
+    None
 }
 
 impl Ending {
