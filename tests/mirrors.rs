@@ -7,6 +7,7 @@ use std::{
     os::unix::fs::{FileExt, PermissionsExt, chown},
     path::{Path, PathBuf},
     process::{Child, Stdio},
+    time::{Duration, SystemTime},
 };
 
 use common::{
@@ -151,11 +152,10 @@ fn nobody_gets_from_a_mirror_what_the_server_does_not_give() {
     assert_eq!(packs(&host).len(), 1, "it may come back");
 
     // Too old, it goes without anybody asking for it.
-    fs::write(
-        host.config_file(),
-        format!("{}\nmirrors:\n  max_age: 1s\n", fs::read_to_string(host.config_file()).unwrap()),
-    )
-    .unwrap();
+    let config = fs::read_to_string(host.config_file()).unwrap();
+    fs::write(host.config_file(), format!("{config}\nmirrors:\n  max_age: 1h\n")).unwrap();
+    let made = fs::File::options().write(true).open(mirrors(&host)[0].join("url")).unwrap();
+    made.set_modified(SystemTime::now() - Duration::from_secs(2 * 3600)).unwrap();
     host.end(Signal::SIGINT);
     host.serve();
     eventually("it is gone", || mirrors(&host).is_empty());
