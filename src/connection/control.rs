@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     os::fd::{AsFd, OwnedFd},
-    sync::Arc,
+    sync::{self, Arc},
     time::Duration,
 };
 
@@ -121,6 +121,8 @@ pub(super) struct Control {
     attachment: watch::Receiver<Attachment>,
     output: Arc<Mutex<Reader>>,
     notices: broadcast::Sender<Notice>,
+    /// For the first channel: the session is attached to before that asks for anything, and may have something to say at once.
+    early_notices: Arc<sync::Mutex<Option<broadcast::Receiver<Notice>>>>,
     traffic: Arc<Traffic>,
     /// Processes that run for the client, or end because it has left.
     running: TaskTracker,
@@ -136,7 +138,8 @@ impl Control {
         let transcript = Transcript::new(MAX_OUTPUT);
         let output = Arc::new(Mutex::new(transcript.reader()));
         let asked = HashMap::new();
-        let notices = broadcast::Sender::new(NOTICES);
+        let (notices, early) = broadcast::channel(NOTICES);
+        let early_notices = Arc::new(sync::Mutex::new(Some(early)));
         let (told, unsent) = (notices.clone(), None);
         let traffic = Arc::new(Traffic::default());
         let flow = traffic.clone();
@@ -155,7 +158,8 @@ impl Control {
             traffic: flow,
         };
         tokio::spawn(link.run());
-        (Self { requests, attachment, output, notices, traffic, running: TaskTracker::new() }, receiver)
+        let running = TaskTracker::new();
+        (Self { requests, attachment, output, notices, early_notices, traffic, running }, receiver)
     }
 
     /// Asks whether the key may log in. A supervisor that is gone says no.
@@ -229,9 +233,11 @@ impl Control {
         self.output.clone()
     }
 
-    /// What the session's users are told from now on, while it goes on.
+    /// What the session's users are told from now on, while it goes on; for the connection's first channel also what they have
+    /// been told before.
     pub(super) fn notices(&self) -> broadcast::Receiver<Notice> {
-        self.notices.subscribe()
+        let early = self.early_notices.lock().unwrap_or_else(sync::PoisonError::into_inner).take();
+        early.unwrap_or_else(|| self.notices.subscribe())
     }
 
     /// Where it is told that the client and its session have something to say to each other.
