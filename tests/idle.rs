@@ -76,13 +76,13 @@ fn bytes_and_cpu_time_are_use_and_afterwards_the_mode_decides() {
 
 #[test]
 fn people_are_warned_before_the_lifetime_of_their_session_is_over() {
-    let config = "session:\n  mode: grace-period\n  max_lifetime: 8s";
+    let config = "session:\n  mode: grace-period\n  max_lifetime: 16s";
     let host = Host::new().user("ada").config(config).start();
     let warned = "podspawn: the session reaches its maximum lifetime in ";
     let script = host.ssh("ada", "sleep 1000").spawn();
     let person = host.ssh("ada", "sleep 1000").args(["-tt"]).spawn();
     // Who comes between the warning and the end is warned, too.
-    std::thread::sleep(Duration::from_secs(5));
+    std::thread::sleep(Duration::from_secs(9));
     let late = host.ssh("ada", "sleep 1000").args(["-tt"]).run();
     for output in [finish("the person's client", person), late] {
         output.stderr_has(warned).stderr_has("podspawn: the session has reached its maximum lifetime");
