@@ -10,7 +10,7 @@ use std::{
     process::Stdio,
 };
 
-use common::{Host, Run, Stream, eventually};
+use common::{Host, Stream, eventually};
 use serde_json::Value;
 
 fn read(path: &str) -> String {
@@ -100,12 +100,6 @@ fn check(description: &Value, schema: &Value, value: &Value) {
     }
 }
 
-fn curl(host: &Host, arguments: &[&str], path: &str) -> Run {
-    let socket = host.root.join("run/podspawn/podspawn.sock");
-    let url = format!("http://podspawn{path}");
-    Run::new("curl").args(["-sS", "--unix-socket"]).arg(socket).args(arguments).arg(url)
-}
-
 #[test]
 fn what_a_server_answers_has_the_shape_that_is_described() {
     let host = Host::new().user("ada").user("bob").user("eve").config("session:\n  mode: grace-period").start();
@@ -119,45 +113,51 @@ fn what_a_server_answers_has_the_shape_that_is_described() {
     let ada = Stream::start(&host, "ada+web");
     let projects = host.root.join("etc/podspawn/projects.yaml");
     fs::write(projects, "other: {repo: \"https://me:secret@example.com/other.git\"}\n").unwrap();
+    let kept = host.root.join("var/lib/podspawn/cache/packages");
+    fs::create_dir_all(&kept).unwrap();
+    fs::write(kept.join("0".repeat(64)), "").unwrap();
     let description = description();
     for route in described(&description) {
         let Some(path) = route.strip_prefix("get ") else { continue };
         let answer = &description["paths"][path]["get"]["responses"]["200"]["content"];
         let Some(schema) = answer.get("application/json").map(|content| &content["schema"]) else { continue };
         let one = path.replace("{key}", "ada@web").replace("{id}", &gone);
-        let body = curl(&host, &["-f"], &one).run().ok().text();
+        let one = one.replace("{reference}", "localhost%2Fbusybox:test");
+        let body = host.curl(&["-f"], &one).run().ok().text();
         let value: Value = serde_json::from_str(&body).unwrap();
         assert!(value != serde_json::json!([]), "{path} has something to show");
         check(&description, schema, &value);
     }
-    let problem = curl(&host, &["-X", "POST"], "/v1/sessions/eve/stop").run().ok().text();
+    let problem = host.curl(&["-X", "POST"], "/v1/sessions/eve/stop").run().ok().text();
     check(&description, &description["components"]["schemas"]["Problem"], &serde_json::from_str(&problem).unwrap());
-    let down = curl(&host, &["-X", "POST"], "/v1/sessions/bob/down?clean=true").run().ok().text();
+    let down = host.curl(&["-X", "POST"], "/v1/sessions/bob/down?clean=true").run().ok().text();
     check(&description, &description["components"]["schemas"]["Down"], &serde_json::from_str(&down).unwrap());
     let key = fs::read_to_string(host.key("ada").with_extension("key.pub")).unwrap();
     let users = |arguments: &[&str], path: &str| {
-        curl(&host, &[&["-w", " %{http_code}"], arguments].concat(), &format!("/v1/users/{path}")).run().ok().text()
+        host.curl(&[&["-w", " %{http_code}"], arguments].concat(), &format!("/v1/users/{path}")).run().ok().text()
     };
     let post = |path: &str, keys: &str| {
         let body = serde_json::json!({"keys": [keys]}).to_string();
         users(&["-H", "Content-Type: application/json", "-d", &body], path)
     };
-    assert_eq!(post("zoe", &key), "{\"added\":1} 200");
+    assert_eq!(post("zoe", &key), "{\"added\":1,\"warnings\":[]} 200");
     host.ssh("zoe", "true").key(&host.key("ada")).run().ok();
     assert!(post("zoe", "nonsense").ends_with(" 400") && post("-", &key).ends_with(" 400"));
     assert!(users(&["-X", "DELETE"], "zoe").ends_with(" 409") && users(&["-X", "DELETE"], "yan").ends_with(" 404"));
-    assert_eq!(users(&["-X", "DELETE"], "zoe?force=true"), " 204");
+    let removed = users(&["-X", "DELETE"], "zoe?force=true");
+    let removed: Value = serde_json::from_str(removed.strip_suffix(" 200").unwrap()).unwrap();
+    check(&description, &description["components"]["schemas"]["RemovedUser"], &removed);
     eventually("zoe's session is gone", || host.sessions().iter().all(|session| session["user"] != "zoe"));
     host.ssh("zoe", "true").key(&host.key("ada")).run().status(255);
-    assert!(!curl(&host, &[], "/v1/projects").run().ok().text().contains("secret"));
-    assert_eq!(curl(&host, &[], "/healthz").run().ok().text(), "ok\n");
+    assert!(!host.curl(&[], "/v1/projects").run().ok().text().contains("secret"));
+    assert_eq!(host.curl(&[], "/healthz").run().ok().text(), "ok\n");
     ada.finish();
 }
 
 #[test]
 fn events_are_heard_as_they_happen() {
     let host = Host::new().user("ada").start();
-    let mut listener = curl(&host, &["-N", "--max-time", "60"], "/v1/events");
+    let mut listener = host.curl(&["-N", "--max-time", "60"], "/v1/events");
     let mut listener = listener.command.stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(listener.stdout.take().unwrap()).lines().map(Result::unwrap);
     assert_eq!(lines.next().unwrap(), ": listening");

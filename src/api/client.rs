@@ -18,13 +18,20 @@ use serde_json::Value;
 use tokio::net::UnixStream;
 
 use super::types::{
-    BuildEvent, BuildRequest, Changes, Down, ExecReport, LogLine, Problem, Record, RecordSummary, Session, Stats,
-    Status,
+    BuildRequest, Changes, Down, ExecReport, ImageId, Job, LogLine, Problem, Record, RecordSummary, RemovedUser,
+    Session, Stats, Status,
 };
-use crate::{names::SessionId, session::SessionKey, sys::seqpacket};
+use crate::{
+    names::{ProjectName, SessionId, UserName},
+    session::SessionKey,
+    sys::seqpacket,
+};
 
 /// How long the server may take to answer. It answers from memory.
 const LIMIT: Duration = Duration::from_secs(30);
+
+/// How long it may take to remove what may be many files.
+const REMOVAL_LIMIT: Duration = Duration::from_secs(600);
 
 /// Why a request had no answer, or not the wanted one.
 #[derive(Debug, thiserror::Error)]
@@ -33,12 +40,15 @@ pub enum ClientError {
     NotRunning(PathBuf),
     #[error("cannot reach podspawn on {}", .0.display())]
     Connect(PathBuf, #[source] io::Error),
-    #[error("podspawn did not answer within {} seconds", LIMIT.as_secs())]
-    TimedOut,
+    #[error("podspawn did not answer within {} seconds", .0.as_secs())]
+    TimedOut(Duration),
     #[error("podspawn's answer was cut off or is not HTTP")]
     Http(#[from] hyper::Error),
     #[error("podspawn's answer is not what this version expects")]
     Answer(#[from] serde_json::Error),
+    /// It cannot be done as things are now.
+    #[error("{0}")]
+    Conflict(String),
     #[error("{0}")]
     Refused(String),
 }
@@ -115,10 +125,23 @@ impl Client {
         self.json(Method::POST, &format!("/v1/sessions/{key}/down?clean={clean}"))
     }
 
+    /// Takes a user's keys away and ends the user's sessions, which there may be only with `force`; with `purge` whatever else
+    /// the user has goes too.
+    pub fn remove_user(&self, name: &UserName, force: bool, purge: bool) -> Result<RemovedUser, ClientError> {
+        let path = format!("/v1/users/{name}?force={force}&purge={purge}");
+        self.json_within(REMOVAL_LIMIT, Method::DELETE, &path)
+    }
+
+    /// Removes a project and its clone, and ends its sessions, which there may be only with `force`.
+    pub fn remove_project(&self, name: &ProjectName, force: bool) -> Result<(), ClientError> {
+        let path = format!("/v1/projects/{name}?force={force}");
+        self.request_with(REMOVAL_LIMIT, Method::DELETE, &path, Bytes::new()).map(|_| ())
+    }
+
     /// Has the audit log say what is about to run in a session, or how it has ended.
     pub fn exec_report(&self, key: &SessionKey, report: &ExecReport) -> Result<(), ClientError> {
         let body = Bytes::from(serde_json::to_vec(report)?);
-        self.request_with(Method::POST, &format!("/v1/sessions/{key}/exec-reports"), body).map(|_| ())
+        self.request_with(LIMIT, Method::POST, &format!("/v1/sessions/{key}/exec-reports"), body).map(|_| ())
     }
 
     /// Ends all sessions.
@@ -127,7 +150,7 @@ impl Client {
     }
 
     /// Builds an image; `heard` hears how it goes, the result at last. Blocks for as long as it takes.
-    pub fn build(&self, request: &BuildRequest, heard: impl FnMut(BuildEvent)) -> Result<(), ClientError> {
+    pub fn build(&self, request: &BuildRequest, heard: impl FnMut(Job<ImageId>)) -> Result<(), ClientError> {
         self.lines(Method::POST, "/v1/builds", Bytes::from(serde_json::to_vec(request)?), heard)
     }
 
@@ -184,7 +207,7 @@ impl Client {
     ) -> Result<(), ClientError> {
         self.runtime()?.block_on(async {
             let answer = tokio::time::timeout(LIMIT, self.send(method, path, body)).await;
-            let mut answer = answer.unwrap_or(Err(ClientError::TimedOut))?;
+            let mut answer = answer.unwrap_or(Err(ClientError::TimedOut(LIMIT)))?;
             if !answer.status().is_success() {
                 let status = answer.status();
                 return Err(refusal(status, &answer.into_body().collect().await?.to_bytes()));
@@ -210,14 +233,20 @@ impl Client {
         Ok(serde_json::from_slice(&self.request(method, path)?)?)
     }
 
-    /// Blocks for one request; a command makes a few in its life.
-    fn request(&self, method: Method, path: &str) -> Result<Bytes, ClientError> {
-        self.request_with(method, path, Bytes::new())
+    /// As [`Self::json`], with another limit.
+    fn json_within<T: DeserializeOwned>(&self, limit: Duration, method: Method, path: &str) -> Result<T, ClientError> {
+        Ok(serde_json::from_slice(&self.request_with(limit, method, path, Bytes::new())?)?)
     }
 
-    fn request_with(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
+    /// Blocks for one request; a command makes a few in its life.
+    fn request(&self, method: Method, path: &str) -> Result<Bytes, ClientError> {
+        self.request_with(LIMIT, method, path, Bytes::new())
+    }
+
+    fn request_with(&self, limit: Duration, method: Method, path: &str, body: Bytes) -> Result<Bytes, ClientError> {
         self.runtime()?.block_on(async {
-            tokio::time::timeout(LIMIT, self.exchange(method, path, body)).await.unwrap_or(Err(ClientError::TimedOut))
+            let exchange = tokio::time::timeout(limit, self.exchange(method, path, body));
+            exchange.await.unwrap_or(Err(ClientError::TimedOut(limit)))
         })
     }
 
@@ -265,7 +294,8 @@ fn plain(name: &str) -> String {
 
 fn refusal(status: StatusCode, body: &Bytes) -> ClientError {
     let problem = serde_json::from_slice::<Problem>(body).map(|problem| problem.error);
-    ClientError::Refused(problem.unwrap_or_else(|_| describe(status)))
+    let problem = problem.unwrap_or_else(|_| describe(status));
+    if status == StatusCode::CONFLICT { ClientError::Conflict(problem) } else { ClientError::Refused(problem) }
 }
 
 fn describe(status: StatusCode) -> String {

@@ -22,31 +22,46 @@
 //! | `POST /v1/sessions/{user}[@project]/exec-reports` with a [`types::ExecReport`] | 204, or 404 if the session is not there |
 //! | `GET /v1/users` | list of [`types::User`] |
 //! | `POST /v1/users/{name}` with [`types::NewKeys`] | [`types::AddedKeys`] |
-//! | `DELETE /v1/users/{name}?force=true` | 204; 404 if there is none, 409 if there are sessions and no `force` |
+//! | `DELETE /v1/users/{name}?force=true&purge=true` | [`types::RemovedUser`]; 404 if there is none, 409 if there are sessions and no `force` |
 //! | `GET /v1/projects` | list of [`types::Project`] |
+//! | `POST /v1/projects/{name}` with a [`types::NewProject`] | lines, each a [`types::Job`] that leads to a [`types::ProjectChange`] |
+//! | `POST /v1/projects/{name}/update` | likewise |
+//! | `DELETE /v1/projects/{name}?force=true` | 204; 404 if there is none, 409 if there are sessions and no `force` |
 //! | `POST /v1/stop-all` | 204 |
-//! | `POST /v1/builds` with a [`types::BuildRequest`] | lines, each a [`types::BuildEvent`]; the last one is the result |
+//! | `POST /v1/builds` with a [`types::BuildRequest`] | lines, each a [`types::Job`] that leads to a [`types::ImageId`] |
+//! | `GET /v1/images?all=true` | list of [`types::Image`] |
+//! | `GET /v1/images/{reference}` | [`types::ImageDetails`] |
+//! | `DELETE /v1/images/{reference}` | 204; 404 if there is none, 409 if a session uses it |
+//! | `POST /v1/images/{reference}/pull` | lines, as of a build |
+//! | `POST /v1/images/{reference}/push?to=REFERENCE` | lines, as of a build |
+//! | `POST /v1/images/{reference}/import?cmd=WORD&env=NAME=VALUE` with a tar | [`types::ImageId`] |
+//! | `GET /v1/images/{reference}/export` | a tar |
+//! | `POST /v1/images/{reference}/config?tag=REFERENCE` with [`crate::image::ConfigChanges`] | [`types::ImageId`] |
+//! | `POST /v1/prune?all=true` | [`types::Pruned`] |
+//! | `GET /v1/cache` | list of [`types::CachedFile`] |
 
+pub mod bodies;
 pub mod client;
 mod events;
 mod exec;
+pub mod images;
 pub mod metrics;
+pub mod projects;
+mod refusal;
 pub mod server;
 pub mod types;
 pub mod users;
+
+pub use self::refusal::Refusal;
 
 use std::future::Future;
 
 use tokio::sync::mpsc;
 
-use crate::{
-    audit::Listener,
-    names::{SessionId, UserName},
-    session::SessionKey,
-};
+use crate::{audit::Listener, names::SessionId, session::SessionKey};
 
-/// What the server asks of the process that it runs in.
-pub trait Backend: Clone + Send + Sync + 'static {
+/// What the server asks of the process that it runs in, about sessions.
+pub trait Backend: images::Images + projects::Projects + users::Users {
     /// All sessions, in the order of their users and projects.
     fn sessions(&self) -> impl Future<Output = Vec<types::Session>> + Send;
     /// What each session uses now, in the same order.
@@ -84,24 +99,12 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// Writes down what an administrator runs in a session without the server; false if that session is not there, which does
     /// not matter for a program that has ended.
     fn exec_report(&self, key: SessionKey, report: types::ExecReport) -> impl Future<Output = bool> + Send;
-    /// All users. The error is one line, here and below.
-    fn users(&self) -> impl Future<Output = Result<Vec<types::User>, String>> + Send;
-    /// All projects.
-    fn projects(&self) -> impl Future<Output = Result<Vec<types::Project>, String>> + Send;
-    /// Adds keys to a user, who is made if need be.
-    fn add_keys(
-        &self,
-        name: UserName,
-        keys: Vec<String>,
-    ) -> impl Future<Output = Result<types::AddedKeys, String>> + Send;
-    /// Takes a user's keys away, and ends the user's sessions, which there may be only with `force`.
-    fn remove_user(&self, name: UserName, force: bool) -> impl Future<Output = Result<(), users::NotRemoved>> + Send;
     /// Ends all sessions.
     fn stop_all(&self) -> impl Future<Output = ()> + Send;
     /// Builds an image, and tells how it goes until it is done or nobody listens any more.
     fn build(
         &self,
         request: types::BuildRequest,
-        events: mpsc::Sender<types::BuildEvent>,
+        events: mpsc::Sender<types::Job<types::ImageId>>,
     ) -> impl Future<Output = ()> + Send;
 }

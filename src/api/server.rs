@@ -1,22 +1,14 @@
 //! The server's side of the control API.
 
-use std::{
-    io,
-    path::Path,
-    pin::Pin,
-    task::{self, Poll},
-    time::Duration,
-};
+use std::{io, path::Path, time::Duration};
 
 use axum::{
     Json, Router,
-    body::Body,
     extract::{Path as PathPart, Query, State},
-    http::{StatusCode, header},
+    http::StatusCode,
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use hyper::body::{Bytes, Frame};
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -25,7 +17,7 @@ use tokio::{
 };
 
 use super::{
-    Backend, events, exec, metrics,
+    Backend, bodies, events, exec, images, metrics, projects,
     types::{BuildRequest, Problem, Status},
     users,
 };
@@ -34,8 +26,8 @@ use crate::{names::SessionId, session::SessionKey, sys::seqpacket};
 /// Requests of how many clients are served at once. Further ones wait to be accepted.
 const CLIENTS: usize = 64;
 
-/// Events of a build that wait for a client to read them.
-const EVENTS: usize = 16;
+/// Events of something that takes its time which wait for a client to read them.
+pub(super) const EVENTS: usize = 16;
 
 /// How long to wait after accept(2) has failed.
 const BACK_OFF: Duration = Duration::from_millis(100);
@@ -115,7 +107,9 @@ fn router<B: Backend>(backend: B) -> Router {
         .route("/v1/sessions/{key}/exec-reports", post(exec::report::<B>))
         .route("/v1/users", get(users::list::<B>))
         .route("/v1/users/{name}", post(users::add::<B>).delete(users::remove::<B>))
-        .route("/v1/projects", get(users::projects::<B>))
+        .route("/v1/projects", get(projects::list::<B>))
+        .route("/v1/projects/{name}", post(projects::add::<B>).delete(projects::remove::<B>))
+        .route("/v1/projects/{name}/update", post(projects::update::<B>))
         .route(
             "/v1/stop-all",
             post(|State(backend): State<B>| async move {
@@ -124,6 +118,15 @@ fn router<B: Backend>(backend: B) -> Router {
             }),
         )
         .route("/v1/builds", post(build::<B>))
+        .route("/v1/images", get(images::list::<B>))
+        .route("/v1/images/{reference}", get(images::inspect::<B>).delete(images::remove::<B>))
+        .route("/v1/images/{reference}/pull", post(images::pull::<B>))
+        .route("/v1/images/{reference}/push", post(images::push::<B>))
+        .route("/v1/images/{reference}/import", post(images::import::<B>))
+        .route("/v1/images/{reference}/export", get(images::export::<B>))
+        .route("/v1/images/{reference}/config", post(images::configure::<B>))
+        .route("/v1/prune", post(images::prune::<B>))
+        .route("/v1/cache", get(images::cached::<B>))
         .fallback(|| async { problem(StatusCode::NOT_FOUND, "there is no such resource") })
         .with_state(backend)
 }
@@ -206,7 +209,7 @@ async fn logs<B: Backend>(
         Err(error) => return problem(StatusCode::BAD_REQUEST, &error.to_string()),
     };
     match backend.logs(key.clone(), source, follow).await {
-        Some(Ok(said)) => ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::new(Lines(said))).into_response(),
+        Some(Ok(said)) => bodies::lines(said),
         Some(Err(error)) => problem(StatusCode::INTERNAL_SERVER_ERROR, &format!("cannot read the log: {error}")),
         None => problem(StatusCode::NOT_FOUND, &format!("there is no session of {key}")),
     }
@@ -246,28 +249,7 @@ async fn record<B: Backend>(State(backend): State<B>, PathPart(id): PathPart<Str
 async fn build<B: Backend>(State(backend): State<B>, Json(request): Json<BuildRequest>) -> Response {
     let (events, told) = mpsc::channel(EVENTS);
     tokio::spawn(async move { backend.build(request, events).await });
-    let lines = ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::new(Lines(told)));
-    lines.into_response()
-}
-
-/// The body of an answer that goes on: an event on each line.
-struct Lines<T>(mpsc::Receiver<T>);
-
-impl<T: Serialize> hyper::body::Body for Lines<T> {
-    type Data = Bytes;
-    type Error = serde_json::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut task::Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, serde_json::Error>>> {
-        let line = |event| {
-            let mut line = serde_json::to_vec(&event)?;
-            line.push(b'\n');
-            Ok(Frame::data(Bytes::from(line)))
-        };
-        self.0.poll_recv(context).map(|event| event.map(line))
-    }
+    bodies::lines(told)
 }
 
 pub(super) fn problem(status: StatusCode, error: &str) -> Response {

@@ -1,5 +1,9 @@
 //! What the control API exchanges.
 
+mod images;
+
+pub use self::images::{CachedFile, Image, ImageDetails, ImageId, Layer, Pruned};
+
 use serde::{Deserialize, Serialize};
 
 use std::{collections::BTreeMap, path::PathBuf};
@@ -179,16 +183,18 @@ pub struct BuildRequest {
     pub tag: Option<String>,
 }
 
-/// How a build goes.
+/// How something goes that takes its time; what comes last is the result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum BuildEvent {
+pub enum Job<T> {
     /// What is done now, one line for people.
     Progress(String),
-    /// It is done: the digest of the image's manifest.
-    Built { image: String },
-    /// It has failed, in one line; `output` is the end of what the step that failed has written.
-    Failed { error: String, output: Vec<String> },
+    Done(T),
+    /// It has failed, in one line; `output` are lines that say more, such as the end of what a step of a build has written.
+    Failed {
+        error: String,
+        output: Vec<String>,
+    },
 }
 
 /// What there was of a session that has been taken down.
@@ -287,17 +293,56 @@ impl ExecEnd {
 /// A user.
 pub type User = crate::access::users::User;
 
-/// Keys for a user, each one or more lines in `authorized_keys` format.
+/// Keys for a user.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NewKeys {
+    /// Each one or more lines in `authorized_keys` format.
+    #[serde(default)]
     pub keys: Vec<String>,
+    /// Logins of GitHub users whose public keys are to be added.
+    #[serde(default)]
+    pub github: Vec<String>,
 }
 
-/// How many keys were not there before.
+/// What has come of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AddedKeys {
+    /// How many keys were not there before.
     pub added: usize,
+    /// What was left out, and why.
+    pub warnings: Vec<String>,
+}
+
+/// What there was of a user who has been removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemovedUser {
+    /// How many were ended.
+    pub sessions: usize,
+    /// Nothing unless that was asked for.
+    #[serde(flatten)]
+    pub removed: crate::session::belongings::Removed,
+}
+
+/// A project to add.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewProject {
+    /// Where its git repository is.
+    pub repo: String,
+    /// Instead of the repository's default.
+    #[serde(default)]
+    pub branch: Option<String>,
+}
+
+/// A project that was added or fetched anew.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProjectChange {
+    pub project: Project,
+    /// What it was before an update.
+    pub before: Option<Project>,
+    /// What in its Podfile may not mean what its author thinks.
+    pub warnings: Vec<String>,
 }
 
 /// A registered project.

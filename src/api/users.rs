@@ -1,77 +1,67 @@
-//! Users and projects over the control API.
+//! Users over the control API.
+
+use std::future::Future;
 
 use axum::{
     Json,
     extract::{Path as PathPart, Query, State},
-    http::StatusCode,
     response::{IntoResponse, Response},
 };
 use serde::Deserialize;
 
-use super::{Backend, server::problem, types::NewKeys};
+use super::{
+    Backend,
+    refusal::Refusal,
+    types::{AddedKeys, NewKeys, RemovedUser, User},
+};
 use crate::names::UserName;
 
-/// Why a user is not removed; each has a line for people.
-#[derive(Debug)]
-pub enum NotRemoved {
-    Unknown(String),
-    HasSessions(String),
-    Failed(String),
+/// What the API asks of the process that it runs in, about users.
+pub trait Users {
+    /// All users, by name.
+    fn users(&self) -> impl Future<Output = Result<Vec<User>, Refusal>> + Send;
+    /// Adds keys to a user, who is made if need be: all of them or none.
+    fn add_keys(&self, name: UserName, new: NewKeys) -> impl Future<Output = Result<AddedKeys, Refusal>> + Send;
+    /// Takes a user's keys away and ends the user's sessions, which there may be only with `force`. With `purge` it waits until
+    /// these are gone, and removes whatever else the user has.
+    fn remove_user(
+        &self,
+        name: UserName,
+        force: bool,
+        purge: bool,
+    ) -> impl Future<Output = Result<RemovedUser, Refusal>> + Send;
 }
 
-fn named(name: &str) -> Result<UserName, Box<Response>> {
-    name.parse().map_err(|error| Box::new(problem(StatusCode::BAD_REQUEST, &format!("{error}"))))
+fn named(name: &str) -> Result<UserName, Refusal> {
+    name.parse().map_err(|error: crate::names::NameError| Refusal::Invalid(error.to_string()))
 }
 
-pub(super) async fn list<B: Backend>(State(backend): State<B>) -> Response {
-    match backend.users().await {
-        Ok(users) => Json(users).into_response(),
-        Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, &error),
-    }
+type Answer = Result<Response, Refusal>;
+
+pub(super) async fn list<B: Backend>(State(backend): State<B>) -> Answer {
+    Ok(Json(backend.users().await?).into_response())
 }
 
-pub(super) async fn projects<B: Backend>(State(backend): State<B>) -> Response {
-    match backend.projects().await {
-        Ok(projects) => Json(projects).into_response(),
-        Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, &error),
-    }
-}
-
-/// Adds keys, all of them or none.
 pub(super) async fn add<B: Backend>(
     State(backend): State<B>,
     PathPart(name): PathPart<String>,
     Json(new): Json<NewKeys>,
-) -> Response {
-    let name = match named(&name) {
-        Ok(name) => name,
-        Err(refused) => return *refused,
-    };
-    match backend.add_keys(name, new.keys).await {
-        Ok(added) => Json(added).into_response(),
-        Err(error) => problem(StatusCode::BAD_REQUEST, &error),
-    }
+) -> Answer {
+    Ok(Json(backend.add_keys(named(&name)?, new).await?).into_response())
 }
 
 #[derive(Deserialize)]
 pub(super) struct RemoveQuery {
     #[serde(default)]
     force: bool,
+    #[serde(default)]
+    purge: bool,
 }
 
 pub(super) async fn remove<B: Backend>(
     State(backend): State<B>,
     PathPart(name): PathPart<String>,
-    Query(RemoveQuery { force }): Query<RemoveQuery>,
-) -> Response {
-    let name = match named(&name) {
-        Ok(name) => name,
-        Err(refused) => return *refused,
-    };
-    match backend.remove_user(name, force).await {
-        Ok(()) => StatusCode::NO_CONTENT.into_response(),
-        Err(NotRemoved::Unknown(error)) => problem(StatusCode::NOT_FOUND, &error),
-        Err(NotRemoved::HasSessions(error)) => problem(StatusCode::CONFLICT, &error),
-        Err(NotRemoved::Failed(error)) => problem(StatusCode::INTERNAL_SERVER_ERROR, &error),
-    }
+    Query(RemoveQuery { force, purge }): Query<RemoveQuery>,
+) -> Answer {
+    Ok(Json(backend.remove_user(named(&name)?, force, purge).await?).into_response())
 }

@@ -11,17 +11,16 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use super::{Session, interrupt::interruptible, pull, table};
 use crate::{
+    api::types::{self, CachedFile, ImageDetails},
     errors::chain,
-    image::{ConfigChanges, Image, ImportOptions, InUse, KeptFile, Packages, Reference, Store, Upstream},
+    image::{ConfigChanges, Image, ImportOptions, InUse, KEEP_BUILT, KeptFile, Reference, Store},
+    session::kept_for_builds,
     state::State,
 };
-
-/// How long `image prune` keeps what was built and is not used.
-const KEEP_BUILT: Duration = Duration::from_secs(7 * 24 * 3600);
 
 #[derive(Debug, Subcommand)]
 pub enum ImageCommand {
@@ -115,13 +114,9 @@ impl ImageCommand {
             }
             Self::Cache { json } => list_cache(session, *json),
             Self::Import { file, reference, cmd, env } => {
-                if let Some(bad) =
-                    env.iter().find(|entry| entry.split_once('=').is_none_or(|(name, _)| name.is_empty()))
-                {
-                    bail!("--env {bad:?} is not NAME=VALUE");
-                }
                 let reference: Reference = reference.parse()?;
                 let options = ImportOptions { command: cmd.clone(), env: env.clone() };
+                options.check()?;
                 let (stream, name): (Box<dyn Read>, _) = if file.as_os_str() == "-" {
                     (Box::new(io::stdin()), "standard input".to_owned())
                 } else {
@@ -207,16 +202,9 @@ fn list(store: &Store, all: bool, json: bool) -> anyhow::Result<()> {
         writeln!(io::stderr(), "podspawn: {}", chain(error))?;
     }
     if json {
-        let shown = |(image, step): &(Image, Option<String>)| {
-            let mut shown = described(image);
-            if let Some(step) = step {
-                shown["step"] = step.as_str().into();
-            }
-            shown
-        };
-        let all: Vec<Value> = images.iter().map(shown).collect();
-        writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&all)?)?;
-        return Ok(());
+        let shown =
+            |(image, step): &(Image, Option<String>)| types::Image { step: step.clone(), ..types::Image::of(image) };
+        return print_json(&images.iter().map(shown).collect::<Vec<_>>());
     }
     let now = SystemTime::now();
     let row = |(image, step): &(Image, Option<String>)| {
@@ -232,61 +220,27 @@ fn list(store: &Store, all: bool, json: bool) -> anyhow::Result<()> {
 }
 
 fn list_cache(session: &Session<'_>, json: bool) -> anyhow::Result<()> {
-    let builds = &session.config.builds;
-    let cache = session.config.paths.state_dir.join("cache");
-    let unreadable = || format!("cannot read {}", cache.display());
-    let languages = Upstream::new(builds.mirrors.clone(), &cache).list().with_context(unreadable)?;
-    let packages = Packages::new(&cache, builds.package_cache).list().with_context(unreadable)?;
-    let of_kind = |kind, files: Vec<KeptFile>| files.into_iter().rev().map(move |file| (kind, file));
-    let all = of_kind("language", languages).chain(of_kind("package", packages));
+    let unreadable = || format!("cannot read what is kept in {}", session.config.paths.state_dir.display());
+    let kept = kept_for_builds(session.config).with_context(unreadable)?;
     if json {
-        let shown = |(kind, file): (&str, KeptFile)| {
-            let used = humantime::format_rfc3339_seconds(file.used).to_string();
-            json!({"kind": kind, "digest": file.digest, "bytes": file.bytes, "used_at": used})
-        };
-        let all: Vec<Value> = all.map(shown).collect();
-        writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&all)?)?;
-        return Ok(());
+        return print_json(&kept.iter().map(|(kind, file)| CachedFile::of(kind, file)).collect::<Vec<_>>());
     }
     let now = SystemTime::now();
-    let row = |(kind, file): (&str, KeptFile)| {
+    let row = |(kind, file): &(&str, KeptFile)| {
         let age = now.duration_since(file.used).unwrap_or_default();
-        [kind.to_owned(), file.digest.short().to_owned(), size(file.bytes), table::duration(age.as_secs())]
+        [(*kind).to_owned(), file.digest.short().to_owned(), size(file.bytes), table::duration(age.as_secs())]
     };
-    let rows: Vec<_> = all.map(row).collect();
+    let rows: Vec<_> = kept.iter().map(row).collect();
     Ok(table::print(["KIND", "DIGEST", "SIZE", "USED"], &rows)?)
-}
-
-fn described(image: &Image) -> Value {
-    json!({
-        "reference": image.reference,
-        "digest": image.id,
-        "bytes": image.bytes,
-        "layers": image.layers,
-        "pulled_at": humantime::format_rfc3339_seconds(image.pulled_at).to_string(),
-    })
 }
 
 fn inspect(store: &Store, reference: &str) -> anyhow::Result<()> {
     let image = find(store, reference)?;
-    let contents = store.contents(&image)?;
-    let layers: Vec<Value> = image
-        .layers
-        .iter()
-        .zip(contents)
-        .map(|(name, contents)| {
-            json!({
-                "name": name,
-                "entries": contents.entries,
-                "bytes": contents.bytes,
-                "skipped_devices": contents.skipped_devices.iter().map(|path| path.to_string_lossy()).collect::<Vec<_>>(),
-            })
-        })
-        .collect();
-    let mut all = described(&image);
-    all["layers"] = layers.into();
-    all["config"] = serde_json::to_value(&image.config)?;
-    writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&all)?)?;
+    print_json(&ImageDetails::of(&image, &store.contents(&image)?)?)
+}
+
+fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
+    writeln!(io::stdout(), "{}", serde_json::to_string_pretty(value)?)?;
     Ok(())
 }
 

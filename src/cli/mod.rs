@@ -6,7 +6,6 @@ mod connect;
 mod doctor;
 mod events;
 mod exec;
-mod github;
 mod image;
 mod init;
 mod inspect;

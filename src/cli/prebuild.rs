@@ -13,7 +13,7 @@ use super::{
     podfile::{LocalFiles, find, print_problems},
 };
 use crate::{
-    api::types::{BuildEvent, BuildRequest},
+    api::types::{BuildRequest, ImageId, Job},
     errors::printable,
     image::Reference,
     podfile::{self, BuildPlan},
@@ -51,22 +51,22 @@ impl Prebuild {
         let mut shown = Shown { quiet: session.quiet, live: io::stderr().is_terminal(), open: false };
         let mut result = None;
         session.client().build(&request, |event| match event {
-            BuildEvent::Progress(line) => shown.line(&line),
-            last @ (BuildEvent::Built { .. } | BuildEvent::Failed { .. }) => result = Some(last),
+            Job::Progress(line) => shown.line(&line),
+            last @ (Job::Done(_) | Job::Failed { .. }) => result = Some(last),
         })?;
         shown.end();
         match result {
-            Some(BuildEvent::Built { image }) => {
-                writeln!(io::stdout(), "{image}")?;
+            Some(Job::Done(ImageId { digest })) => {
+                writeln!(io::stdout(), "{digest}")?;
                 Ok(())
             }
-            Some(BuildEvent::Failed { error, output }) => {
+            Some(Job::Failed { error, output }) => {
                 for line in output {
                     writeln!(io::stderr(), "| {}", printable(&line))?;
                 }
                 bail!("{error}")
             }
-            Some(BuildEvent::Progress(_)) | None => bail!("the server has ended before the build did"),
+            Some(Job::Progress(_)) | None => bail!("the server has ended before the build did"),
         }
     }
 }

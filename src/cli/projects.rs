@@ -1,9 +1,9 @@
-//! `add-project`, `update-project`, `remove-project` and `list-projects`: they change files only, and take effect for the
-//! next session.
+//! `add-project`, `update-project`, `remove-project` and `list-projects`: what they change are files, which count for the next
+//! session, and work without a server too. Where there is one, it is that which removes projects, as it has their sessions.
 
 use std::io::{self, Write};
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use clap::Args;
 
 use super::{Session, podfile::print_problems, table};
@@ -17,7 +17,6 @@ use crate::{
     names::ProjectName,
     podfile::git,
     project::{Change, Changes, ProjectError},
-    session::SessionKey,
 };
 
 #[derive(Debug, Args)]
@@ -79,30 +78,16 @@ pub struct RemoveProject {
 impl RemoveProject {
     pub fn run(&self, session: &Session<'_>) -> anyhow::Result<()> {
         let name: ProjectName = self.name.parse()?;
-        let changes = begin(session)?;
-        let client = session.client();
-        let sessions = match client.sessions() {
-            Ok(sessions) => sessions,
-            Err(ClientError::NotRunning(_)) => Vec::new(),
-            Err(error) => return Err(error.into()),
-        };
-        let of_project = |session: &&crate::api::types::Session| session.project.as_deref() == Some(name.as_str());
-        let live: Vec<_> = sessions.iter().filter(of_project).filter(|session| session.status != "stopping").collect();
-        if !live.is_empty() && !self.force {
-            let users: Vec<&str> = live.iter().map(|session| session.user.as_str()).collect();
-            bail!("{name} has sessions of {}; end them with --force", users.join(", "));
-        }
-        // First the entry, then the sessions: the other way round one could be made in between.
-        changes.remove(&name)?;
-        for session in live {
-            let key = SessionKey { user: session.user.parse()?, project: Some(name.clone()) };
-            match client.stop(&key) {
-                // It has ended by itself.
-                Ok(()) | Err(ClientError::Refused(_)) => {}
-                Err(error) => return Err(error).with_context(|| format!("cannot stop {key}")),
+        match session.client().remove_project(&name, self.force) {
+            Ok(()) => {}
+            Err(ClientError::NotRunning(_)) => {
+                let changes = begin(session)?;
+                changes.remove(&name)?;
+                changes.remove_clone(&name)?;
             }
+            Err(ClientError::Conflict(error)) => bail!("{error}; end them with --force"),
+            Err(error) => return Err(error.into()),
         }
-        changes.remove_clone(&name)?;
         session.remark(&format!("{name}: removed; images that were built for it stay until: podspawn image prune"))
     }
 }

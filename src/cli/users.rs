@@ -1,22 +1,23 @@
-//! `add-user`, `remove-user` and `list-users`: they change files only, and take effect at the next login.
+//! `add-user`, `remove-user` and `list-users`: what they change are files, which count at the next login, and work without a
+//! server too. Where there is one, it is that which removes users, as it has their sessions.
 
 use std::{
     fs,
     io::{self, Read, Write},
     path::{Path, PathBuf},
-    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
 use clap::Args;
 
-use super::{Session, github, table};
+use super::{Session, table};
 use crate::{
     access::{published, users},
-    api::client::{Client, ClientError},
+    api::{client::ClientError, types::RemovedUser},
     config::Config,
+    http::github,
     names::UserName,
-    session::{SessionKey, evidence::Records, homes, remove_volumes_of},
+    session::belongings::{Belongings, Removed},
     state::State,
 };
 
@@ -77,102 +78,40 @@ pub struct RemoveUser {
     purge: bool,
 }
 
-/// How long sessions may take to be gone, and how often to look.
-const GONE_LIMIT: Duration = Duration::from_secs(60);
-const GONE_POLL: Duration = Duration::from_millis(100);
-
 impl RemoveUser {
     pub fn run(&self, session: &Session<'_>) -> anyhow::Result<()> {
         let name: UserName = self.name.parse()?;
-        let belongings = Belongings::of(session.config, &name);
-        let key_dir = &session.config.paths.key_dir;
-        let has_keys = users::exists(key_dir, &name);
-        let is_known = has_keys || (self.purge && belongings.exist());
-        if !is_known {
-            bail!("there is no user {name} in {}", key_dir.display());
-        }
-        let client = session.client();
-        let sessions = match client.sessions() {
-            Ok(sessions) => sessions,
-            Err(ClientError::NotRunning(_)) => {
-                if self.purge {
-                    no_session_left_behind(&session.config.paths.db, &name)?;
-                }
-                Vec::new()
-            }
+        let removed = match session.client().remove_user(&name, self.force, self.purge) {
+            Ok(RemovedUser { removed, .. }) => removed,
+            Err(ClientError::NotRunning(_)) => self.without_server(session.config, &name)?,
+            Err(ClientError::Conflict(error)) => bail!("{error}; end them with --force"),
             Err(error) => return Err(error.into()),
         };
-        let live: Vec<_> =
-            sessions.iter().filter(|session| session.user == name.as_str() && session.status != "stopping").collect();
-        if !live.is_empty() && !self.force {
-            bail!("{name} has {} running; end them with --force", count(live.len(), "session"));
+        if let Some(home) = removed.home {
+            session.remark(&format!("{name}: removed the home directory {}", home.display()))?;
         }
-        // First the key, then the sessions: the other way round a client could come back in between.
-        if has_keys {
-            users::remove(key_dir, &name)?;
+        if removed.volumes {
+            session.remark(&format!("{name}: removed the volumes"))?;
         }
-        for session in live {
-            let project = session.project.as_deref().map(str::parse).transpose()?;
-            let key = SessionKey { user: name.clone(), project };
-            match client.stop(&key) {
-                // It has ended by itself.
-                Ok(()) | Err(ClientError::Refused(_)) => {}
-                Err(error) => return Err(error).with_context(|| format!("cannot stop {key}")),
-            }
+        if let Some(settings) = removed.settings {
+            session.remark(&format!("{name}: removed {}", settings.display()))?;
         }
-        if self.purge {
-            if sessions.iter().any(|session| session.user == name.as_str()) {
-                wait_until_gone(&client, &name)?;
-            }
-            belongings.remove(session)?;
-            // Those of the sessions that have just ended, too.
-            let records =
-                Records::new(&session.config.paths.state_dir.join("records"), session.config.session.keep_records);
-            let forgotten = records.forget(&name).context("cannot remove the records of the user's sessions")?;
-            if forgotten > 0 {
-                session.remark(&format!("{name}: removed {} of past sessions", count(forgotten, "record")))?;
-            }
+        if removed.records > 0 {
+            session.remark(&format!("{name}: removed {} of past sessions", count(removed.records, "record")))?;
         }
         Ok(())
     }
-}
 
-/// What there is of a user beside keys and sessions.
-struct Belongings {
-    name: UserName,
-    home: PathBuf,
-    volumes: PathBuf,
-    settings: PathBuf,
-}
-
-impl Belongings {
-    fn of(config: &Config, name: &UserName) -> Self {
-        let paths = &config.paths;
-        Self {
-            name: name.clone(),
-            home: paths.homes.join(name.as_str()),
-            volumes: paths.state_dir.join("volumes"),
-            settings: paths.users_dir.join(format!("{name}.yaml")),
+    fn without_server(&self, config: &Config, name: &UserName) -> anyhow::Result<Removed> {
+        let key_dir = &config.paths.key_dir;
+        let belongings = self.purge.then(|| Belongings::of(config, name));
+        if belongings.is_some() {
+            no_session_left_behind(&config.paths.db, name)?;
         }
-    }
-
-    fn exist(&self) -> bool {
-        self.home.exists() || self.volumes.join(self.name.as_str()).exists() || self.settings.exists()
-    }
-
-    fn remove(&self, session: &Session<'_>) -> anyhow::Result<()> {
-        let name = &self.name;
-        if homes::remove(&self.home)? {
-            session.remark(&format!("{name}: removed the home directory {}", self.home.display()))?;
+        if users::exists(key_dir, name) || !belongings.as_ref().is_some_and(Belongings::exist) {
+            users::remove(key_dir, name)?;
         }
-        if remove_volumes_of(&self.volumes, name).with_context(|| format!("cannot remove the volumes of {name}"))? {
-            session.remark(&format!("{name}: removed the volumes"))?;
-        }
-        match fs::remove_file(&self.settings) {
-            Ok(()) => session.remark(&format!("{name}: removed {}", self.settings.display())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error).with_context(|| format!("cannot remove {}", self.settings.display())),
-        }
+        Ok(belongings.map(|belongings| belongings.remove()).transpose()?.unwrap_or_default())
     }
 }
 
@@ -180,17 +119,6 @@ impl Belongings {
 fn no_session_left_behind(db: &Path, name: &UserName) -> anyhow::Result<()> {
     if db.exists() && State::open(db)?.sessions()?.iter().any(|session| session.user == *name) {
         bail!("a session of {name} may still run, and podspawn does not; start it with: podspawn serve");
-    }
-    Ok(())
-}
-
-fn wait_until_gone(client: &Client, name: &UserName) -> anyhow::Result<()> {
-    let end = Instant::now() + GONE_LIMIT;
-    while client.sessions()?.iter().any(|session| session.user == name.as_str()) {
-        if Instant::now() >= end {
-            bail!("the sessions of {name} are still being removed; try again");
-        }
-        std::thread::sleep(GONE_POLL);
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! HTTP for what is fetched from others: `ureq` with the host's certificates, our own name resolution, and rules about
 //! where to go ([`Reach`]).
 
+pub mod github;
 mod reach;
 
 use std::{

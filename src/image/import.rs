@@ -6,9 +6,10 @@ use oci_spec::image::Arch;
 use serde_json::json;
 
 use super::{
-    Digest, Image, ImageError, Reference, Store, assemble,
+    ConfigError, Digest, Image, ImageError, Reference, Store, assemble,
     layer::Budget,
     manifest::{Layer, Resolved},
+    store::check_env,
 };
 
 /// What the image's configuration is to say.
@@ -18,6 +19,13 @@ pub struct ImportOptions {
     pub command: Vec<String>,
     /// `Env`, as `NAME=value`.
     pub env: Vec<String>,
+}
+
+impl ImportOptions {
+    /// Checks each value on its own.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        check_env(&self.env)
+    }
 }
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

@@ -59,7 +59,9 @@ pub use self::{
     layer::{Contents, LayerError, Limits},
     packages::{Packages, Wanted, want},
     reference::{Reference, ReferenceError},
-    store::{Built, ConfigChanges, ConfigError, Image, InUse, Pruned, Settings, Store, StoreLease, listing},
+    store::{
+        Built, ConfigChanges, ConfigError, Image, InUse, KEEP_BUILT, Pruned, Settings, Store, StoreLease, listing,
+    },
     upstream::{Libc, MAKERS, Upstream, UpstreamError},
 };
 
@@ -131,6 +133,10 @@ pub trait Progress: Sync {
     fn advance(&self, _layer: &Digest, _bytes: u64) {}
     /// It is complete, or was there already.
     fn finish(&self, _layer: &Digest) {}
+    /// Nobody waits for it any more: it is to fail as soon as it can.
+    fn is_unwanted(&self) -> bool {
+        false
+    }
 }
 
 /// Says nothing.

@@ -24,7 +24,7 @@ impl Store {
     /// Also if `to` is not a tag of a registry. Nothing has that tag then, though blobs may have been uploaded.
     pub fn push(&self, image: &Image, to: &Reference, progress: &dyn Progress) -> Result<Digest, ImageError> {
         let destination = match to {
-            Reference::Registry(destination) if destination.digest.is_none() => destination,
+            Reference::Registry(destination) if to.can_be_pushed_to() => destination,
             _ => return Err(ImageError::NoDestination(to.to_string())),
         };
         progress.line(&format!("pushing {} to {to}", image.reference));

@@ -51,6 +51,11 @@ impl Reference {
             other => other.to_string(),
         }
     }
+
+    /// Whether it is a tag of a registry, which an image can be given.
+    pub fn can_be_pushed_to(&self) -> bool {
+        matches!(self, Self::Registry(image) if image.digest.is_none())
+    }
 }
 
 impl RegistryReference {

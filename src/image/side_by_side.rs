@@ -86,7 +86,7 @@ impl<S: Write> Write for Stoppable<'_, S> {
     }
 }
 
-/// Passes on how much of a layer has come by.
+/// Passes on how much of a layer has come by. Ends with an error once nobody waits for it.
 pub(super) struct Reporting<'a, R> {
     pub stream: R,
     pub layer: &'a Digest,
@@ -95,6 +95,9 @@ pub(super) struct Reporting<'a, R> {
 
 impl<R: Read> Read for Reporting<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.progress.is_unwanted() {
+            return Err(io::Error::other(Interrupted));
+        }
         let length = self.stream.read(buffer)?;
         self.progress.advance(self.layer, length as u64);
         Ok(length)

@@ -44,6 +44,11 @@ impl Sessions {
         let gone = async {
             loop {
                 let of = key.clone();
+                // One that is only just being made has no record yet.
+                if self.views().await.iter().any(|view| view.key == *key) {
+                    tokio::time::sleep(POLL).await;
+                    continue;
+                }
                 if let Some(volumes) = blocking(self.inner(), move |context| context.try_down(&of, clean)).await? {
                     return Ok(Down { stopped, volumes });
                 }

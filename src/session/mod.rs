@@ -6,6 +6,7 @@
 //! may have one.
 
 mod agents;
+pub mod belongings;
 mod build;
 mod client;
 mod containers;
@@ -14,7 +15,7 @@ mod down;
 mod driver;
 pub mod environment;
 pub mod evidence;
-pub mod homes;
+mod homes;
 mod idle;
 pub mod inside;
 mod leaks;
@@ -31,7 +32,7 @@ mod variables;
 mod volumes;
 
 pub use self::{
-    build::BuildFailure,
+    build::{BuildFailure, kept as kept_for_builds},
     client::{Activity, Client, Origin, ToClient},
     containers::socket_of,
     description::{Description, DescriptionError},
@@ -44,5 +45,4 @@ pub use self::{
     steps::{Context, CreateError, RLIMITS, SessionKey, egress, leases},
     updates::Updates,
     variables::Variables,
-    volumes::remove_all_of as remove_volumes_of,
 };

@@ -8,14 +8,14 @@ use std::{
 
 use tokio::sync::mpsc;
 
-use super::{Supervisor, inspect, people};
+use super::{Supervisor, inspect};
 use crate::{
-    api::{self, types, users::NotRemoved},
+    api::{self, types},
     audit::{Event, Listener},
     errors::chain,
     image::{Image, Reference},
     metrics::Now,
-    names::{ContainerId, SessionId, UserName},
+    names::{ContainerId, SessionId},
     session::{Context, CreateError, Plan, SessionKey, View, log, state::Reason},
     state::{Phase, ServiceRecord, SessionRecord},
 };
@@ -126,54 +126,28 @@ impl api::Backend for Control {
         true
     }
 
-    async fn users(&self) -> Result<Vec<types::User>, String> {
-        let config = self.0.config();
-        on_a_thread(move || people::list(&config)).await
-    }
-
-    async fn projects(&self) -> Result<Vec<types::Project>, String> {
-        let config = self.0.config();
-        on_a_thread(move || people::projects(&config)).await
-    }
-
-    async fn add_keys(&self, name: UserName, keys: Vec<String>) -> Result<types::AddedKeys, String> {
-        let config = self.0.config();
-        on_a_thread(move || people::add_keys(&config, &name, &keys)).await
-    }
-
-    async fn remove_user(&self, name: UserName, force: bool) -> Result<(), NotRemoved> {
-        people::remove(&self.0, &name, force).await
-    }
-
     async fn stop_all(&self) {
         self.0.sessions.stop_all(&Reason::Stop);
     }
 
-    async fn build(&self, request: types::BuildRequest, events: mpsc::Sender<types::BuildEvent>) {
+    async fn build(&self, request: types::BuildRequest, events: mpsc::Sender<types::Job<types::ImageId>>) {
         let built = tokio::select! {
             built = self.built(&request, &events) => built,
             () = events.closed() => return,
         };
         let last = match built {
-            Ok(image) => types::BuildEvent::Built { image: image.id.to_string() },
+            Ok(image) => types::Job::Done(types::ImageId { digest: image.id.to_string() }),
             Err(error) => {
                 let output = match &error {
                     CreateError::Build(failure) => failure.output.clone(),
                     _ => Vec::new(),
                 };
-                types::BuildEvent::Failed { error: chain(error), output }
+                types::Job::Failed { error: chain(error), output }
             }
         };
         // Whoever asked may have gone in this moment.
         let _ = events.send(last).await;
     }
-}
-
-/// Runs what reads or writes files where it may block.
-async fn on_a_thread<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, String> + Send + 'static,
-) -> Result<T, String> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(error.to_string()))
 }
 
 impl Control {
@@ -184,7 +158,7 @@ impl Control {
     }
 
     /// Does what blocks on a thread that may.
-    async fn with_context<T: Send + 'static>(&self, work: impl FnOnce(&Context) -> T + Send + 'static) -> T {
+    pub(super) async fn with_context<T: Send + 'static>(&self, work: impl FnOnce(&Context) -> T + Send + 'static) -> T {
         let supervisor = self.0.clone();
         match tokio::task::spawn_blocking(move || work(supervisor.sessions.context())).await {
             Ok(result) => result,
@@ -199,7 +173,7 @@ impl Control {
     async fn built(
         &self,
         request: &types::BuildRequest,
-        events: &mpsc::Sender<types::BuildEvent>,
+        events: &mpsc::Sender<types::Job<types::ImageId>>,
     ) -> Result<Image, CreateError> {
         let tag =
             |name: &String| name.parse::<Reference>().map_err(|error| CreateError::ImageName(name.clone(), error));
@@ -208,7 +182,7 @@ impl Control {
         let config = self.0.config();
         let image = sessions.build(&request.plan, &config, |line| {
             // A client that reads slowly misses some of it.
-            let _ = events.try_send(types::BuildEvent::Progress(line.to_owned()));
+            let _ = events.try_send(types::Job::Progress(line.to_owned()));
         });
         let image = image.await?;
         match tag {

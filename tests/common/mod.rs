@@ -308,6 +308,28 @@ impl Host {
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
+    /// `curl ARGUMENTS http://podspawn/PATH` through the control socket.
+    pub fn curl(&self, arguments: &[&str], path: &str) -> Run {
+        let socket = self.root.join("run/podspawn/podspawn.sock");
+        let url = format!("http://podspawn{path}");
+        Run::new("curl").args(["-sS", "--unix-socket"]).arg(socket).args(arguments).arg(url)
+    }
+
+    /// What the control API answers: the status, and the body where it is JSON, or lines of JSON.
+    pub fn api(&self, method: &str, path: &str, body: Option<&serde_json::Value>) -> (u16, serde_json::Value) {
+        let body = body.map(ToString::to_string);
+        let mut arguments = vec!["-X", method, "-w", "\n%{http_code}"];
+        if let Some(body) = &body {
+            arguments.extend(["-H", "Content-Type: application/json", "-d", body]);
+        }
+        let answer = self.curl(&arguments, path).run().ok().text();
+        let (body, status) = answer.rsplit_once('\n').unwrap();
+        let mut lines: Vec<serde_json::Value> =
+            body.lines().map(|line| serde_json::from_str(line).unwrap_or(serde_json::Value::Null)).collect();
+        let value = if lines.len() == 1 { lines.remove(0) } else { lines.into() };
+        (status.parse().unwrap(), value)
+    }
+
     /// The directory of the image store.
     pub fn images(&self) -> PathBuf {
         self.root.join("var/lib/podspawn/images")

@@ -141,7 +141,7 @@ fn an_import_takes_what_comes_and_an_export_replaces_only_when_complete() {
     // The same name, written otherwise.
     host.podspawn(["image", "inspect", "docker.io/library/x:1"]).run().ok();
     import().input(&b"no tar"[..]).run().status(1).stderr_has("cannot unpack standard input: ");
-    host.podspawn(["image", "import", "--env", "nothing", "-", "x:1"]).run().status(1).stderr_has("is not NAME=VALUE");
+    host.podspawn(["image", "import", "--env", "nothing", "-", "x:1"]).run().status(1).stderr_has("is not NAME=value");
     let out = host.scratch().join("out.tar");
     fs::write(&out, "precious").unwrap();
     host.podspawn(["image", "export", "y:1"]).arg(&out).run().status(1).stderr_has("podspawn pull y:1");

@@ -67,12 +67,18 @@ pub enum ConfigError {
     Signal(String),
 }
 
+/// Whether each is `NAME=value`.
+pub fn check_env(env: &[String]) -> Result<(), ConfigError> {
+    match env.iter().find(|entry| entry.split_once('=').is_none_or(|(name, _)| name.is_empty())) {
+        Some(bad) => Err(ConfigError::Variable(bad.clone())),
+        None => Ok(()),
+    }
+}
+
 impl ConfigChanges {
     /// Checks each value on its own.
     pub fn check(&self) -> Result<(), ConfigError> {
-        if let Some(bad) = self.env.iter().find(|entry| entry.split_once('=').is_none_or(|(name, _)| name.is_empty())) {
-            return Err(ConfigError::Variable(bad.clone()));
-        }
+        check_env(&self.env)?;
         let is_port = |text: &&String| {
             let (port, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
             matches!(protocol, "tcp" | "udp") && port.parse::<u16>().is_ok_and(|port| port > 0)

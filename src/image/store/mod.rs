@@ -25,13 +25,13 @@ use oci_spec::image::ImageConfiguration;
 use serde::{Deserialize, Serialize};
 
 use self::files::{lock_file, names, read_json};
-pub(super) use self::layers::Layer;
 pub use self::{
     builds::Built,
     configure::{ConfigChanges, ConfigError},
-    prune::{InUse, Pruned},
+    prune::{InUse, KEEP_BUILT, Pruned},
     scratch::listing,
 };
+pub(super) use self::{configure::check_env, layers::Layer};
 use super::{Contents, Digest, ImageError, Limits, Reference, manifest::Resolved};
 use crate::{config, http::Timeouts};
 

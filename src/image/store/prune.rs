@@ -17,6 +17,9 @@ use super::{
 };
 use crate::image::{Digest, ImageError, Reference};
 
+/// How long what was built and is not used stays, unless it is said otherwise.
+pub const KEEP_BUILT: Duration = Duration::from_secs(7 * 24 * 3600);
+
 /// The images that sessions use, or why that is not known.
 pub type InUse = Result<HashSet<Digest>, Box<dyn Error + Send + Sync>>;
 

@@ -10,8 +10,11 @@
 //! wait for the same one. Its containers have records, so that a supervisor that dies over it leaves nothing to the next.
 
 mod container;
+mod kept;
 mod package;
 mod step;
+
+pub use self::kept::kept;
 
 use std::{
     collections::HashMap,
