@@ -22,6 +22,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod connection;
+pub mod doctor;
 pub mod errors;
 pub mod faults;
 #[cfg(any(test, fuzzing))]

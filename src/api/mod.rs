@@ -39,11 +39,15 @@
 //! | `POST /v1/images/{reference}/config?tag=REFERENCE` with [`crate::image::ConfigChanges`] | [`types::ImageId`] |
 //! | `POST /v1/prune?all=true` | [`types::Pruned`] |
 //! | `GET /v1/cache` | list of [`types::CachedFile`] |
+//! | `GET /v1/config` | list of [`types::Setting`] |
+//! | `GET /v1/config/check` | [`types::ConfigCheck`] |
+//! | `GET /v1/doctor` | [`types::DoctorReport`] |
 
 pub mod bodies;
 pub mod client;
 mod events;
 mod exec;
+pub mod host;
 pub mod images;
 pub mod metrics;
 pub mod projects;
@@ -61,7 +65,7 @@ use tokio::sync::mpsc;
 use crate::{audit::Listener, names::SessionId, session::SessionKey};
 
 /// What the server asks of the process that it runs in, about sessions.
-pub trait Backend: images::Images + projects::Projects + users::Users {
+pub trait Backend: host::Host + images::Images + projects::Projects + users::Users {
     /// All sessions, in the order of their users and projects.
     fn sessions(&self) -> impl Future<Output = Vec<types::Session>> + Send;
     /// What each session uses now, in the same order.

@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::{
-    Backend, bodies, events, exec, images, metrics, projects,
+    Backend, bodies, events, exec, host, images, metrics, projects,
     types::{BuildRequest, Problem, Status},
     users,
 };
@@ -127,6 +127,9 @@ fn router<B: Backend>(backend: B) -> Router {
         .route("/v1/images/{reference}/config", post(images::configure::<B>))
         .route("/v1/prune", post(images::prune::<B>))
         .route("/v1/cache", get(images::cached::<B>))
+        .route("/v1/config", get(host::config::<B>))
+        .route("/v1/config/check", get(host::check::<B>))
+        .route("/v1/doctor", get(host::doctor::<B>))
         .fallback(|| async { problem(StatusCode::NOT_FOUND, "there is no such resource") })
         .with_state(backend)
 }

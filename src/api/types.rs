@@ -375,6 +375,22 @@ impl Project {
     }
 }
 
+/// A field of the configuration.
+pub use crate::config::Setting;
+
+/// Whether the configuration's files are valid.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigCheck {
+    pub file: PathBuf,
+    /// What is not; `None` = they are. The last valid configuration then stays in force.
+    pub error: Option<String>,
+    /// What is wrong with single keys, which are not used then.
+    pub warnings: Vec<String>,
+}
+
+/// Whether the host is fit for sessions.
+pub use crate::doctor::Report as DoctorReport;
+
 /// The body of an answer that is not a success.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {

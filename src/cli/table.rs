@@ -2,6 +2,8 @@
 
 use std::io::{self, Write};
 
+pub use crate::config::units::shown as bytes;
+
 /// Writes rows under a header.
 pub fn print<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> io::Result<()> {
     io::stdout().lock().write_all(lines(header, rows).as_bytes())
@@ -28,23 +30,6 @@ fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
 }
 
-/// `512B`, `1.5KiB`, `64MiB`: three digits at most before the point, and one after it if there are fewer.
-pub fn bytes(bytes: u64) -> String {
-    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    let (mut tenths, mut unit) = (bytes.saturating_mul(10), "B");
-    for larger in UNITS {
-        if tenths < 10_240 {
-            break;
-        }
-        (tenths, unit) = (tenths / 1024, larger);
-    }
-    match (tenths / 10, tenths % 10) {
-        (whole, 0) => format!("{whole}{unit}"),
-        (whole, _) if whole >= 100 => format!("{whole}{unit}"),
-        (whole, part) => format!("{whole}.{part}{unit}"),
-    }
-}
-
 /// `45s`, `5m`, `2h`, `2h30m`, `3d`.
 pub fn duration(seconds: u64) -> String {
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
@@ -66,21 +51,6 @@ mod tests {
         let table = [(0, "0s"), (45, "45s"), (300, "5m"), (7200, "2h"), (9000, "2h30m"), (90_000, "1d")];
         for (seconds, text) in table {
             assert_eq!(duration(seconds), text);
-        }
-    }
-
-    #[test]
-    fn sizes_are_short() {
-        let table = [
-            (0, "0B"),
-            (1023, "1023B"),
-            (1536, "1.5KiB"),
-            (64 << 20, "64MiB"),
-            ((100 << 20) + (512 << 10), "100MiB"),
-            (2 << 30, "2GiB"),
-        ];
-        for (size, text) in table {
-            assert_eq!(bytes(size), text);
         }
     }
 

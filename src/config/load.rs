@@ -112,7 +112,12 @@ impl Config {
         if Stamp::of(&self.paths.config_file) == self.source.stamp && same_profile {
             return None;
         }
-        Some(Self::load(&self.source.options))
+        Some(self.reload())
+    }
+
+    /// The configuration as its file says it now.
+    pub fn reload(&self) -> Result<Self, ConfigError> {
+        Self::load(&self.source.options)
     }
 
     /// Whether the file sets the field, given as `section.field`.

@@ -4,6 +4,7 @@
 //! in. Values stop at `session`: leaves are given only what they
 //! need.
 
+mod check;
 mod effective;
 mod egress;
 pub mod host_keys;
@@ -14,13 +15,16 @@ pub mod projects;
 mod raw;
 pub mod seccomp_profile;
 pub mod service_user;
+mod settings;
 mod stamp;
 pub mod units;
 
 pub(crate) use self::load::explain;
 pub use self::{
+    check::{CheckError, check},
     egress::Egress,
     load::{ConfigError, Options, ValueError},
+    settings::{Setting, settings},
     stamp::Stamp,
 };
 

@@ -53,10 +53,42 @@ pub fn parse_network(text: &str) -> Result<(Ipv4Addr, u8), UnitError> {
     if address.to_bits() & host_mask == 0 { Ok((address, prefix)) } else { Err(bad()) }
 }
 
+/// `512B`, `1.5KiB`, `64MiB`: three digits at most before the point, and one after it if there are fewer.
+pub fn shown(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let (mut tenths, mut unit) = (bytes.saturating_mul(10), "B");
+    for larger in UNITS {
+        if tenths < 10_240 {
+            break;
+        }
+        (tenths, unit) = (tenths / 1024, larger);
+    }
+    match (tenths / 10, tenths % 10) {
+        (whole, 0) => format!("{whole}{unit}"),
+        (whole, _) if whole >= 100 => format!("{whole}{unit}"),
+        (whole, part) => format!("{whole}.{part}{unit}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn sizes_are_short() {
+        let table = [
+            (0, "0B"),
+            (1023, "1023B"),
+            (1536, "1.5KiB"),
+            (64 << 20, "64MiB"),
+            ((100 << 20) + (512 << 10), "100MiB"),
+            (2 << 30, "2GiB"),
+        ];
+        for (size, text) in table {
+            assert_eq!(shown(size), text);
+        }
+    }
 
     #[test]
     fn sizes() {

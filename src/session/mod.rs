@@ -38,7 +38,7 @@ pub use self::{
     description::{Description, DescriptionError},
     driver::View,
     environment::{Environment, limits_of_mirrors},
-    leaks::{Leak, leaks},
+    leaks::{Leak, LeaksError, leaks},
     ports::ExposedPort,
     registry::Sessions,
     services::Plan,

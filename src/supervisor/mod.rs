@@ -16,6 +16,7 @@ mod admission;
 mod ceilings;
 mod client;
 mod control;
+mod host;
 mod images;
 mod inspect;
 mod jobs;

@@ -10,7 +10,7 @@ use crate::{cgroup::Cgroups, network, runtime::disk_image};
 /// Overlayfs on idmapped layers came with it, the last of what we need.
 const OLDEST_KERNEL: (u32, u32) = (5, 19);
 
-pub(super) fn checks() -> Vec<Check> {
+pub fn checks() -> Vec<Check> {
     vec![
         root(),
         kernel(&uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default()),

@@ -12,10 +12,10 @@ use nix::sys::{
     statvfs::statvfs,
 };
 
-use super::{super::table, Check, host};
+use super::{Check, host};
 use crate::{
     access::users,
-    config::Config,
+    config::{Config, units},
     errors::chain,
     image::{Reference, Store},
     state::State,
@@ -81,7 +81,7 @@ fn judge_file_system(kind: FsType, path: &Path) -> Check {
 }
 
 fn free(bytes: u64, path: &Path) -> Check {
-    let found = format!("{} free in {}", table::bytes(bytes), path.display());
+    let found = format!("{} free in {}", units::shown(bytes), path.display());
     let why = "images are unpacked there, and sessions write there";
     match bytes {
         0..LEAST => Check::fail("disk space", found, why).mend("podspawn image prune"),
