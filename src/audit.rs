@@ -23,6 +23,7 @@ use crate::{
     names::SessionId,
     protocol::{ExitStatus, ForwardKind},
     session::{ExposedPort, Origin, SessionKey, state::ConnectionId},
+    time::millis,
 };
 
 /// Somebody who is logged in.
@@ -292,7 +293,7 @@ fn with_end(status: Option<ExitStatus>, time: Option<Duration>, mut details: Val
     };
     details["exit_code"] = json!(code);
     details["signal"] = json!(signal);
-    details["duration_ms"] = json!(time.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)));
+    details["duration_ms"] = json!(time.map(millis));
     details
 }
 

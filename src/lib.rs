@@ -44,4 +44,5 @@ pub mod session;
 pub mod state;
 pub mod supervisor;
 pub mod sys;
+pub mod time;
 pub mod transcript;

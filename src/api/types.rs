@@ -210,47 +210,10 @@ pub struct Down {
 pub type LogLine = crate::session::log::Entry;
 
 /// What is kept of a session that is gone.
-pub use crate::session::evidence::{Record, Used};
+pub use crate::session::evidence::{Record, Summary as RecordSummary, Used};
 
 /// Which files of a session are not as in its image.
 pub use crate::runtime::changes::{Change, Changes, Kind as ChangeKind};
-
-/// A session that is gone, in a list.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RecordSummary {
-    pub user: String,
-    pub project: Option<String>,
-    pub id: String,
-    pub image: String,
-    /// Milliseconds since the epoch.
-    pub created_ms: u64,
-    pub ended_ms: u64,
-    /// Why, in the audit log's word.
-    pub reason: String,
-    /// How many commands, changed files and lines of output its record has.
-    pub commands: usize,
-    pub changes: usize,
-    pub lines: usize,
-    pub oom_kills: Option<u64>,
-}
-
-impl From<Record> for RecordSummary {
-    fn from(record: Record) -> Self {
-        Self {
-            commands: record.commands.len(),
-            changes: record.changes.changes.len(),
-            lines: record.output.len(),
-            oom_kills: record.used.oom_kills,
-            user: record.user,
-            project: record.project,
-            id: record.id,
-            image: record.image,
-            created_ms: record.created_ms,
-            ended_ms: record.ended_ms,
-            reason: record.reason,
-        }
-    }
-}
 
 /// What an administrator runs in a session beside the server, for the audit log: once before it is run, once when it has ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

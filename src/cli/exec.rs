@@ -30,6 +30,7 @@ use crate::{
     protocol::{self, ExitStatus, FromInit, Identity, Program, ToInit, Variables, wire},
     session::{SessionKey, socket_of},
     sys::{poll::wait_readable, seqpacket},
+    time::millis,
 };
 
 /// How long init may take to start a program.
@@ -79,7 +80,7 @@ impl Exec {
         client.exec_report(&self.session, &report).context("what is not in the audit log is not run")?;
         let begun = Instant::now();
         let status = self.carry(&socket, exec, terminal)?;
-        let duration = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let duration = millis(begun.elapsed());
         report.ended = Some(ExecEnd::of(status, duration));
         if let Err(error) = client.exec_report(&self.session, &report) {
             // Nowhere is left to say it if standard error is closed.

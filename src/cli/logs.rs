@@ -30,7 +30,7 @@ impl Logs {
             Named::Live(key) => key,
             Named::Gone(record) => {
                 if self.follow {
-                    bail!("session {} is gone; there is nothing to follow", record.id);
+                    bail!("session {} is gone; there is nothing to follow", record.session.id);
                 }
                 let wanted = |line: &&LogLine| self.source.as_ref().is_none_or(|source| *source == line.source);
                 record.output.iter().filter(wanted).try_for_each(|line| self.show(line))?;

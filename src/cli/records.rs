@@ -45,10 +45,10 @@ impl Named {
             return Ok(Self::Live(key));
         }
         let records = client.records()?;
-        match records.iter().find(|record| of_key(&record.user, record.project.as_deref())) {
+        match records.iter().find(|record| of_key(&record.session.user, record.session.project.as_deref())) {
             None => bail!("there is no session of {key}"),
             Some(last) => {
-                bail!("there is no session of {key}; its last one was {}, which can be named instead", last.id)
+                bail!("there is no session of {key}; its last one was {}, which can be named instead", last.session.id)
             }
         }
     }
@@ -95,13 +95,14 @@ impl Records {
 }
 
 fn row(record: &RecordSummary) -> [String; 8] {
+    let session = &record.session;
     [
-        record.user.clone(),
-        record.project.clone().unwrap_or_else(|| "(default)".to_owned()),
-        record.id.clone(),
-        ago(record.ended_ms),
-        record.reason.clone(),
-        table::duration(record.ended_ms.saturating_sub(record.created_ms) / 1000),
+        session.user.clone(),
+        session.project.clone().unwrap_or_else(|| "(default)".to_owned()),
+        session.id.clone(),
+        ago(session.ended_ms),
+        session.reason.clone(),
+        table::duration(session.ended_ms.saturating_sub(session.created_ms) / 1000),
         record.commands.to_string(),
         record.changes.to_string(),
     ]
@@ -113,19 +114,20 @@ fn ago(time_ms: u64) -> String {
 }
 
 fn described(record: &Record) -> String {
+    let session = &record.session;
     let mut rows = vec![
-        ["session".to_owned(), record.id.clone()],
-        ["user".to_owned(), record.user.clone()],
-        ["project".to_owned(), record.project.clone().unwrap_or_else(|| "(default)".to_owned())],
-        ["image".to_owned(), record.image.clone()],
-        ["ended".to_owned(), format!("{} ({})", ago(record.ended_ms), record.reason)],
-        ["lived".to_owned(), table::duration(record.ended_ms.saturating_sub(record.created_ms) / 1000)],
+        ["session".to_owned(), session.id.clone()],
+        ["user".to_owned(), session.user.clone()],
+        ["project".to_owned(), session.project.clone().unwrap_or_else(|| "(default)".to_owned())],
+        ["image".to_owned(), session.image.clone()],
+        ["ended".to_owned(), format!("{} ({})", ago(session.ended_ms), session.reason)],
+        ["lived".to_owned(), table::duration(session.ended_ms.saturating_sub(session.created_ms) / 1000)],
         ["used".to_owned(), used(&record.used)],
     ];
     rows.extend(record.services.iter().map(|service| [format!("- {}", service.name), used(&service.used)]));
     let counted = |number: usize, complete: bool, command: &str| {
         let more = if complete { "" } else { "+" };
-        format!("{number}{more} (podspawn {command} {})", record.id)
+        format!("{number}{more} (podspawn {command} {})", session.id)
     };
     rows.push(["changes".to_owned(), counted(record.changes.changes.len(), record.changes.complete, "diff")]);
     rows.push(["output".to_owned(), counted(record.output.len(), true, "logs")]);

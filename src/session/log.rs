@@ -8,7 +8,7 @@ use std::{
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{SystemTime, UNIX_EPOCH},
+    time::SystemTime,
 };
 
 use serde::{Deserialize, Serialize};
@@ -16,6 +16,8 @@ use tokio::{
     sync::{broadcast, mpsc},
     task::JoinSet,
 };
+
+use crate::time::unix_millis;
 
 /// The size at which a file is set aside for a new one. The one before it is kept, older ones are not.
 const MAX_FILE: u64 = 1 << 20;
@@ -61,8 +63,7 @@ impl Log {
 
     /// Adds a line. What cannot be kept is still told to those who follow.
     pub fn append(&self, source: &str, text: &[u8]) {
-        let time_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-        let time_ms = u64::try_from(time_ms).unwrap_or(u64::MAX);
+        let time_ms = unix_millis(SystemTime::now());
         let text = String::from_utf8_lossy(text).into_owned();
         let entry = Entry { time_ms, source: source.to_owned(), text };
         let mut file = self.file();

@@ -35,6 +35,7 @@ use crate::{
     session::{Activity, Client, SessionKey, ToClient, state::ConnectionId},
     state::ConnectionRecord,
     sys::pidfd::Held,
+    time::millis,
     transcript::Reader,
 };
 
@@ -554,8 +555,4 @@ async fn next_output(output: &mut VecDeque<Reader>) -> Option<Bytes> {
 /// The address as what it is, if it is an IPv4 address in IPv6's clothes.
 pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

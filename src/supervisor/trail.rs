@@ -6,7 +6,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime},
 };
 
 use super::{Supervisor, login::Login};
@@ -19,6 +19,7 @@ use crate::{
         evidence::{Begun, Command, Journal},
         state::ConnectionId,
     },
+    time::{millis, unix_millis},
 };
 
 /// Commands of one connection whose beginning is remembered. Of further ones only the end is recorded.
@@ -104,7 +105,7 @@ impl Trail {
             Vec::new()
         });
         for Begun { run, command, begun_ms, .. } in begun.into_iter().take(RUNNING) {
-            let ago = Duration::from_millis(now_ms().saturating_sub(begun_ms));
+            let ago = Duration::from_millis(unix_millis(SystemTime::now()).saturating_sub(begun_ms));
             let since = Instant::now().checked_sub(ago).unwrap_or_else(Instant::now);
             self.running.insert(run, Running { command, since });
         }
@@ -155,7 +156,13 @@ impl Trail {
             }
             if let Some(session) = &self.session {
                 let (command, remote) = (command.clone(), self.origin.peer.to_string());
-                let begun = Begun { begun_ms: now_ms(), command, remote, connection: self.connection, run };
+                let begun = Begun {
+                    begun_ms: unix_millis(SystemTime::now()),
+                    command,
+                    remote,
+                    connection: self.connection,
+                    run,
+                };
                 self.journal.begun(session, begun);
             }
             self.running.insert(run, Running { command, since: Instant::now() });
@@ -185,7 +192,7 @@ impl Trail {
             None => (None, None),
         };
         let command = Command {
-            ended_ms: Some(now_ms()),
+            ended_ms: Some(unix_millis(SystemTime::now())),
             duration_ms: time.map(millis),
             command: command.map(str::to_owned),
             exit_code,
@@ -220,12 +227,4 @@ impl Trail {
         let reason = self.farewell.as_deref();
         self.audit.record(&Event::Disconnect { who: self.who(login), remaining, reason });
     }
-}
-
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn now_ms() -> u64 {
-    millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
 }

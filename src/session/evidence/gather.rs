@@ -1,14 +1,9 @@
 //! Reads what a session leaves, between the steps that remove it. Nothing of it may keep a session from being removed: what
 //! cannot be read is missing in the record, and logged.
 
-use std::{
-    collections::HashMap,
-    fmt::Display,
-    path::PathBuf,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{collections::HashMap, fmt::Display, path::PathBuf, time::SystemTime};
 
-use super::{Record, Service, Used, journal};
+use super::{Gone, Record, Service, Used, journal};
 use crate::{
     cgroup::Cgroup,
     errors::chain,
@@ -17,6 +12,7 @@ use crate::{
     runtime::changes::{Changes, changes},
     session::{log, steps::Context},
     state::SessionRecord,
+    time::unix_millis,
 };
 
 /// Bytes of what the hooks have said, as the log has it, and of what each service has.
@@ -98,14 +94,17 @@ impl<'a> Gathering<'a> {
             output.extend(log::tail(&context.container_directory(&container), OUTPUT_OF_SERVICE));
         }
         output.sort_by_key(|entry| entry.time_ms);
-        let record = Record {
+        let gone = Gone {
             user: session.user.to_string(),
             project: session.project.as_ref().map(ToString::to_string),
             id: id.to_string(),
             image: session.image_reference.clone(),
-            created_ms: millis(session.created_at),
-            ended_ms: millis(SystemTime::now()),
+            created_ms: unix_millis(session.created_at),
+            ended_ms: unix_millis(SystemTime::now()),
             reason: reason.to_owned(),
+        };
+        let record = Record {
+            session: gone,
             used,
             services,
             commands,
@@ -134,8 +133,4 @@ fn or_default<T: Default>(session: &SessionId, what: &str, read: Result<T, impl 
         tracing::warn!(%session, "{what} cannot be read for its record: {error}");
         T::default()
     })
-}
-
-fn millis(time: SystemTime) -> u64 {
-    u64::try_from(time.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
 }

@@ -20,7 +20,7 @@ use crate::runtime::changes::Changes;
 
 /// A session that is gone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
+pub struct Gone {
     pub user: String,
     pub project: Option<String>,
     pub id: String,
@@ -30,6 +30,13 @@ pub struct Record {
     pub ended_ms: u64,
     /// Why, in the audit log's word.
     pub reason: String,
+}
+
+/// All that is kept of a session that is gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    #[serde(flatten)]
+    pub session: Gone,
     /// Of all its containers together.
     pub used: Used,
     pub services: Vec<Service>,
@@ -41,6 +48,30 @@ pub struct Record {
     pub changes: Changes,
     /// The end of what its hooks and services have said, in the order in which it was said.
     pub output: Vec<log::Entry>,
+}
+
+/// A record in a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Summary {
+    #[serde(flatten)]
+    pub session: Gone,
+    /// How many commands, changed files and lines of output its record has.
+    pub commands: usize,
+    pub changes: usize,
+    pub lines: usize,
+    pub oom_kills: Option<u64>,
+}
+
+impl From<Record> for Summary {
+    fn from(record: Record) -> Self {
+        Self {
+            commands: record.commands.len(),
+            changes: record.changes.changes.len(),
+            lines: record.output.len(),
+            oom_kills: record.used.oom_kills,
+            session: record.session,
+        }
+    }
 }
 
 /// One of a session's services.

@@ -9,7 +9,10 @@ use std::{
 };
 
 use super::Record;
-use crate::names::{SessionId, UserName};
+use crate::{
+    names::{SessionId, UserName},
+    time::millis,
+};
 
 /// Records that are kept, and the bytes of them all.
 const MAX_COUNT: usize = 1000;
@@ -36,7 +39,7 @@ impl Records {
 
     /// Keeps them for `keep` from now on.
     pub fn set_keep(&self, keep: Duration) {
-        self.keep_ms.store(u64::try_from(keep.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.keep_ms.store(millis(keep), Ordering::Relaxed);
     }
 
     fn keep(&self) -> Duration {
@@ -91,7 +94,9 @@ impl Records {
                 Err(error) => tracing::warn!("{} is left out: {error}", found.path.display()),
             }
         }
-        records.sort_by(|a, b| (b.ended_ms, &b.id).cmp(&(a.ended_ms, &a.id)));
+        records.sort_by(|Record { session: a, .. }, Record { session: b, .. }| {
+            (b.ended_ms, &b.id).cmp(&(a.ended_ms, &a.id))
+        });
         Ok(records)
     }
 
@@ -119,9 +124,9 @@ impl Records {
 
     /// Removes the records of a user's sessions. Returns how many there were.
     pub fn forget(&self, user: &UserName) -> io::Result<usize> {
-        let of_user: Vec<_> = self.list()?.into_iter().filter(|record| record.user == user.as_str()).collect();
+        let of_user: Vec<_> = self.list()?.into_iter().filter(|record| record.session.user == user.as_str()).collect();
         for record in &of_user {
-            if let Ok(id) = record.id.parse() {
+            if let Ok(id) = record.session.id.parse() {
                 gone(fs::remove_file(self.path(&id)))?;
             }
         }
@@ -160,19 +165,24 @@ fn gone(result: io::Result<()>) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::Used, *};
+    use super::{
+        super::{Gone, Used},
+        *,
+    };
     use crate::runtime::changes::Changes;
 
     fn record(number: u64, user: &str) -> (SessionId, Record) {
         let id = SessionId::from_bits(number);
         let record = Record {
-            user: user.to_owned(),
-            project: None,
-            id: id.to_string(),
-            image: "busybox".to_owned(),
-            created_ms: 1,
-            ended_ms: number,
-            reason: "disconnect".to_owned(),
+            session: Gone {
+                user: user.to_owned(),
+                project: None,
+                id: id.to_string(),
+                image: "busybox".to_owned(),
+                created_ms: 1,
+                ended_ms: number,
+                reason: "disconnect".to_owned(),
+            },
             used: Used::default(),
             services: vec![],
             commands: vec![],
@@ -200,7 +210,7 @@ mod tests {
             assert!(!records.wants(&id));
             assert_eq!(records.read(&id).unwrap(), Some(record));
         }
-        let ids = |records: &Records| records.list().unwrap().iter().map(|r| r.ended_ms).collect::<Vec<_>>();
+        let ids = |records: &Records| records.list().unwrap().iter().map(|r| r.session.ended_ms).collect::<Vec<_>>();
         assert_eq!(ids(&records), [3, 2, 1]);
         age(&records, &record(1, "ada").0, 101);
         fs::write(directory.path().join("x.tmp"), "{").unwrap();
@@ -227,9 +237,9 @@ mod tests {
         }
         records.prune().unwrap();
         let left = records.list().unwrap();
-        assert_eq!((left.len(), left[0].ended_ms), (MAX_COUNT, MAX_COUNT as u64 + 2 * UNPRUNED - 1));
+        assert_eq!((left.len(), left[0].session.ended_ms), (MAX_COUNT, MAX_COUNT as u64 + 2 * UNPRUNED - 1));
         for record in &left[..10] {
-            let file = fs::File::options().write(true).open(records.path(&record.id.parse().unwrap())).unwrap();
+            let file = fs::File::options().write(true).open(records.path(&record.session.id.parse().unwrap())).unwrap();
             file.set_len(MAX_BYTES / 5).unwrap();
         }
         records.prune().unwrap();

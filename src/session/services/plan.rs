@@ -11,6 +11,7 @@ use crate::{
     podfile::{Restart, Service},
     protocol::{Bytes, Identity, Program, Variables},
     session::{inside::Run, volumes},
+    time::millis,
 };
 
 /// All that is needed to start a service in its container, to start it again and to end it. Kept in the session's record,
@@ -57,7 +58,7 @@ impl Plan {
             return Err(PlanError::NoCommand(service.image.to_string()));
         }
         let named = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
-        let timeout = u64::try_from(service.ready.timeout.as_millis()).unwrap_or(u64::MAX);
+        let timeout = millis(service.ready.timeout);
         Ok(Self {
             argv,
             user: service.user.clone().or_else(|| named(config.user())).unwrap_or_else(|| "root".to_owned()),
