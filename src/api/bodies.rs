@@ -25,13 +25,35 @@ const DRAIN_BYTES: usize = 64 << 20;
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 
 /// An answer of JSON values, each on a line, until all senders are gone.
-pub(super) fn lines<T: Serialize + Send + 'static>(values: mpsc::Receiver<T>) -> Response {
+pub(super) fn lines(values: impl Values) -> Response {
     ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::new(Lines(values))).into_response()
 }
 
-struct Lines<T>(mpsc::Receiver<T>);
+/// Where they come from.
+pub(super) trait Values: Send + Unpin + 'static {
+    type Value: Serialize;
+    fn poll_value(&mut self, context: &mut task::Context<'_>) -> Poll<Option<Self::Value>>;
+}
 
-impl<T: Serialize> hyper::body::Body for Lines<T> {
+impl<T: Serialize + Send + 'static> Values for mpsc::Receiver<T> {
+    type Value = T;
+
+    fn poll_value(&mut self, context: &mut task::Context<'_>) -> Poll<Option<T>> {
+        self.poll_recv(context)
+    }
+}
+
+impl<T: Serialize + Send + 'static> Values for mpsc::UnboundedReceiver<T> {
+    type Value = T;
+
+    fn poll_value(&mut self, context: &mut task::Context<'_>) -> Poll<Option<T>> {
+        self.poll_recv(context)
+    }
+}
+
+struct Lines<V>(V);
+
+impl<V: Values> hyper::body::Body for Lines<V> {
     type Data = Bytes;
     type Error = serde_json::Error;
 
@@ -39,12 +61,12 @@ impl<T: Serialize> hyper::body::Body for Lines<T> {
         mut self: Pin<&mut Self>,
         context: &mut task::Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, serde_json::Error>>> {
-        let line = |value| {
+        let line = |value: V::Value| {
             let mut line = serde_json::to_vec(&value)?;
             line.push(b'\n');
             Ok(Frame::data(Bytes::from(line)))
         };
-        self.0.poll_recv(context).map(|value| value.map(line))
+        self.0.poll_value(context).map(|value| value.map(line))
     }
 }
 

@@ -19,6 +19,7 @@
 //! | `GET /v1/records/{id}` | [`types::Record`] |
 //! | `POST /v1/sessions/{user}[@project]/stop` | 204, or 404 if there is no such session |
 //! | `POST /v1/sessions/{user}[@project]/down?clean=true` | [`types::Down`], when the session is gone, and its volumes too if `clean` |
+//! | `POST /v1/sessions/{user}[@project]/exec` with a [`types::ExecRequest`] | lines, each a [`types::ExecOutput`] |
 //! | `POST /v1/sessions/{user}[@project]/exec-reports` with a [`types::ExecReport`] | 204, or 404 if the session is not there |
 //! | `GET /v1/users` | list of [`types::User`] |
 //! | `POST /v1/users/{name}` with [`types::NewKeys`] | [`types::AddedKeys`] |
@@ -46,7 +47,7 @@
 pub mod bodies;
 pub mod client;
 mod events;
-mod exec;
+pub mod exec;
 pub mod host;
 pub mod images;
 pub mod metrics;
@@ -65,7 +66,7 @@ use tokio::sync::mpsc;
 use crate::{audit::Listener, names::SessionId, session::SessionKey};
 
 /// What the server asks of the process that it runs in, about sessions.
-pub trait Backend: host::Host + images::Images + projects::Projects + users::Users {
+pub trait Backend: exec::Programs + host::Host + images::Images + projects::Projects + users::Users {
     /// All sessions, in the order of their users and projects.
     fn sessions(&self) -> impl Future<Output = Vec<types::Session>> + Send;
     /// What each session uses now, in the same order.
@@ -100,9 +101,6 @@ pub trait Backend: host::Host + images::Images + projects::Projects + users::Use
     fn stop(&self, key: SessionKey) -> impl Future<Output = bool> + Send;
     /// Ends a session and waits until it is gone; with `clean` its volumes go too. An error is one line for people.
     fn down(&self, key: SessionKey, clean: bool) -> impl Future<Output = Result<types::Down, String>> + Send;
-    /// Writes down what an administrator runs in a session without the server; false if that session is not there, which does
-    /// not matter for a program that has ended.
-    fn exec_report(&self, key: SessionKey, report: types::ExecReport) -> impl Future<Output = bool> + Send;
     /// Ends all sessions.
     fn stop_all(&self) -> impl Future<Output = ()> + Send;
     /// Builds an image, and tells how it goes until it is done or nobody listens any more.

@@ -104,6 +104,7 @@ fn router<B: Backend>(backend: B) -> Router {
         .route("/v1/records/{id}", get(record::<B>))
         .route("/v1/sessions/{key}/stop", post(stop::<B>))
         .route("/v1/sessions/{key}/down", post(down::<B>))
+        .route("/v1/sessions/{key}/exec", post(exec::exec::<B>))
         .route("/v1/sessions/{key}/exec-reports", post(exec::report::<B>))
         .route("/v1/users", get(users::list::<B>))
         .route("/v1/users/{name}", post(users::add::<B>).delete(users::remove::<B>))

@@ -215,6 +215,36 @@ pub use crate::session::evidence::{Record, Summary as RecordSummary, Used};
 /// Which files of a session are not as in its image.
 pub use crate::runtime::changes::{Change, Changes, Kind as ChangeKind};
 
+/// A program to run in a session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExecRequest {
+    /// The program and its arguments.
+    pub command: Vec<String>,
+    /// Run in this service, as its user.
+    #[serde(default)]
+    pub service: Option<String>,
+}
+
+/// What it says, and how it ends, which comes last.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExecOutput {
+    /// A line without its end, or a part of a long one. What is no UTF-8 is replaced.
+    Stdout(String),
+    Stderr(String),
+    Ended {
+        #[serde(flatten)]
+        end: ExecEnd,
+        /// Whether all that it has said was passed on.
+        complete: bool,
+    },
+    /// It was not run, or nobody knows how it has ended.
+    Failed {
+        error: String,
+    },
+}
+
 /// What an administrator runs in a session beside the server, for the audit log: once before it is run, once when it has ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

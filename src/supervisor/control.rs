@@ -1,17 +1,13 @@
 //! What the control socket can ask of the supervisor.
 
-use std::{
-    io,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{io, sync::Arc, time::SystemTime};
 
 use tokio::sync::mpsc;
 
 use super::{Supervisor, inspect};
 use crate::{
     api::{self, types},
-    audit::{Event, Listener},
+    audit::Listener,
     errors::chain,
     image::{Image, Reference},
     metrics::Now,
@@ -109,23 +105,6 @@ impl api::Backend for Control {
         Ok(types::Down { stopped: down.stopped, volumes: down.volumes })
     }
 
-    async fn exec_report(&self, key: SessionKey, report: types::ExecReport) -> bool {
-        let Ok(session) = report.session.parse::<SessionId>() else { return false };
-        let is_there = |record: &SessionRecord| record.id == session;
-        if report.ended.is_none() && !self.view(&key).await.and_then(|view| view.record).as_ref().is_some_and(is_there)
-        {
-            return false;
-        }
-        self.0.audit.record(&Event::AdminExec {
-            key: &key,
-            session: &session,
-            service: report.service.as_deref(),
-            command: &report.command.join(" "),
-            ended: report.ended.map(|end| (end.status(), Duration::from_millis(end.duration_ms))),
-        });
-        true
-    }
-
     async fn stop_all(&self) {
         self.0.sessions.stop_all(&Reason::Stop);
     }
@@ -152,7 +131,7 @@ impl api::Backend for Control {
 
 impl Control {
     /// The session of `key` that takes connections.
-    async fn view(&self, key: &SessionKey) -> Option<View> {
+    pub(super) async fn view(&self, key: &SessionKey) -> Option<View> {
         let views = self.0.sessions.views().await;
         views.into_iter().find(|view| view.key == *key && view.phase != Phase::Stopping)
     }

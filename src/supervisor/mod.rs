@@ -16,6 +16,7 @@ mod admission;
 mod ceilings;
 mod client;
 mod control;
+mod exec;
 mod host;
 mod images;
 mod inspect;

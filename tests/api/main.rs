@@ -7,6 +7,7 @@ mod host;
 mod images;
 mod people;
 mod projects;
+mod sessions;
 
 use common::{Host, eventually};
 use serde_json::{Value, json};
