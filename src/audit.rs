@@ -18,6 +18,7 @@ use self::feed::{Feed, Told};
 pub use self::feed::{Heard, Listener};
 use crate::{
     access::{CertificateIdentity, Identity},
+    image::Removed,
     log::LogFile,
     metrics::Metrics,
     names::SessionId,
@@ -128,6 +129,10 @@ pub enum Event<'a> {
         removed: usize,
         strays: usize,
     },
+    /// There was less than `images.keep_free`.
+    ImagesRemoved {
+        removed: &'a Removed,
+    },
 }
 
 /// Where events go: the open log, if there is one, who listens, and the counters.
@@ -193,7 +198,8 @@ impl Audit {
             | Event::PortOpen { .. }
             | Event::PortLost { .. }
             | Event::AdminExec { .. }
-            | Event::CleanupRun { .. } => {}
+            | Event::CleanupRun { .. }
+            | Event::ImagesRemoved { .. } => {}
         }
     }
 }
@@ -263,6 +269,10 @@ fn describe(event: &Event<'_>, now: SystemTime) -> (&'static str, Value) {
         Event::CleanupRun { adopted, removed, strays } => {
             ("cleanup.run", json!({"reason": "start", "adopted": adopted, "removed": removed, "strays": strays}))
         }
+        Event::ImagesRemoved { removed: Removed { images, builds, layers, bytes } } => {
+            let details = json!({"images": images, "builds": builds, "layers": layers, "bytes": bytes});
+            ("cleanup.run", with_reason("keep_free", details))
+        }
     };
     let mut line = Map::new();
     line.insert("time".to_owned(), json!(humantime::format_rfc3339_millis(now).to_string()));
@@ -271,6 +281,11 @@ fn describe(event: &Event<'_>, now: SystemTime) -> (&'static str, Value) {
         line.extend(details);
     }
     (name, Value::Object(line))
+}
+
+fn with_reason(reason: &str, mut details: Value) -> Value {
+    details["reason"] = json!(reason);
+    details
 }
 
 fn with_key(key: &SessionKey, mut details: Value) -> Value {
@@ -357,6 +372,9 @@ mod tests {
             Event::PortLost { key, session, exposed },
             Event::AdminExec { key, session, service: Some(HOSTILE), command: HOSTILE, ended },
             Event::CleanupRun { adopted: 1, removed: 2, strays: 3 },
+            Event::ImagesRemoved {
+                removed: &Removed { images: vec![HOSTILE.to_owned()], builds: 1, layers: 2, bytes: 3 },
+            },
         ] {
             record(&event);
         }

@@ -1,7 +1,6 @@
 //! `image ...`
 
 use std::{
-    collections::HashSet,
     fs::{self, File},
     io::{self, BufWriter, IsTerminal, Read, Write},
     os::unix::fs::PermissionsExt,
@@ -17,9 +16,8 @@ use super::{Session, interrupt::interruptible, pull, table};
 use crate::{
     api::types::{self, CachedFile, ImageDetails},
     errors::chain,
-    image::{ConfigChanges, Image, ImportOptions, InUse, KEEP_BUILT, KeptFile, Reference, Store},
-    session::kept_for_builds,
-    state::State,
+    image::{ConfigChanges, Image, ImportOptions, KEEP_BUILT, KeptFile, Reference, Store},
+    session::{images_in_use, kept_for_builds},
 };
 
 #[derive(Debug, Subcommand)]
@@ -100,13 +98,13 @@ impl ImageCommand {
             Self::Inspect { reference } => inspect(&store, reference),
             Self::Rm { references } => {
                 for reference in references {
-                    store.remove(&reference.parse()?, || in_use(session))?;
+                    store.remove(&reference.parse()?, || images_in_use(session.config))?;
                 }
                 Ok(())
             }
             Self::Prune { all } => {
                 let unused_for = if *all { Duration::ZERO } else { KEEP_BUILT };
-                let pruned = store.prune(unused_for, || in_use(session))?;
+                let pruned = store.prune(unused_for, || images_in_use(session.config))?;
                 if !session.quiet {
                     writeln!(io::stderr(), "{} layers removed, {}", pruned.layers, size(pruned.bytes))?;
                 }
@@ -178,15 +176,6 @@ fn find(store: &Store, reference: &str) -> anyhow::Result<Image> {
     let reference: Reference = reference.parse()?;
     let found = store.lookup(&reference)?;
     found.with_context(|| format!("there is no image {reference}; fetch it with: podspawn pull {reference}"))
-}
-
-/// The images of sessions, also of those that a stopped server has left.
-fn in_use(session: &Session<'_>) -> InUse {
-    if !session.config.paths.db.exists() {
-        return Ok(HashSet::new());
-    }
-    let used = State::open(&session.config.paths.db)?.images_in_use()?;
-    Ok(used.iter().map(|digest| digest.parse()).collect::<Result<_, _>>()?)
 }
 
 fn list(store: &Store, all: bool, json: bool) -> anyhow::Result<()> {

@@ -10,7 +10,11 @@ use clap::Args;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::{Session, interrupt::interruptible};
-use crate::image::{Digest, Progress, Reference, Store};
+use crate::{
+    audit::{Audit, Event},
+    image::{Digest, Progress, Reference, Removed, Store},
+    session::room,
+};
 
 #[derive(Debug, Args)]
 pub struct PullArgs {
@@ -37,8 +41,20 @@ impl PullArgs {
 
 /// Opens the store of the configuration.
 pub(super) fn open(session: &Session<'_>) -> anyhow::Result<Arc<Store>> {
-    let store = Store::open(&session.config.paths.state_dir.join("images"), (&session.config.images).into())?;
-    Ok(Arc::new(store))
+    let config = session.config;
+    let store = Store::open(&config.paths.state_dir.join("images"), (&config.images).into())?;
+    let (quiet, log) = (session.quiet, config.log.audit_log.clone());
+    let told = move |removed: &Removed| {
+        if !quiet {
+            // Whoever has closed standard error does not want to know.
+            let _ = writeln!(std::io::stderr(), "podspawn: removed for images.keep_free: {removed}");
+        }
+        match Audit::open(log.as_deref()) {
+            Ok(audit) => audit.record(&Event::ImagesRemoved { removed }),
+            Err(error) => tracing::error!("the audit log cannot be written: {error}"),
+        }
+    };
+    Ok(Arc::new(store.with_room(room(config, told))))
 }
 
 /// Bars on a terminal, lines elsewhere, nothing when quiet.

@@ -407,6 +407,7 @@ fn images(fields: &Fields<'_>, raw: raw::Images) -> Result<Images, ConfigError> 
         insecure: raw.insecure.unwrap_or_default(),
         max_bytes: fields.size("images.max_size", raw.max_size, 64 << 30)?,
         max_entries: raw.max_entries.unwrap_or(4_000_000),
+        keep_free: fields.size("images.keep_free", raw.keep_free, 0)?,
     })
 }
 

@@ -256,6 +256,8 @@ pub struct Images {
     /// Bytes that one image may unpack to, and entries that it may have.
     pub max_bytes: u64,
     pub max_entries: u64,
+    /// Bytes that stay free on the store's file system; 0 is none.
+    pub keep_free: u64,
 }
 
 /// Numbers for Prometheus.

@@ -183,7 +183,8 @@ section! {
         insecure: Vec<String>,
         max_size: Size,
         max_entries: u64,
-    } later { registries, keep_free, }
+        keep_free: Size,
+    } later { registries, }
 }
 
 section! {

@@ -148,6 +148,7 @@ fn fields(config: &Config) -> Vec<(&'static str, Value)> {
         ("images.insecure", json!(images.insecure)),
         ("images.max_size", json!(images.max_bytes)),
         ("images.max_entries", json!(images.max_entries)),
+        ("images.keep_free", json!(images.keep_free)),
         ("builds.step_timeout", duration(builds.step_timeout)),
         ("builds.mirrors", json!(builds.mirrors)),
         ("builds.package_cache", json!(builds.package_cache)),

@@ -75,6 +75,6 @@ impl Store {
             layers: vec![Layer { digest: diff_id.clone(), size, diff_id }],
         };
         let stack = assemble::stack(self, source, vec![layer])?;
-        self.commit(reference, &resolved, &stack)
+        self.commit(reference, (&resolved, false), &stack)
     }
 }

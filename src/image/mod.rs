@@ -60,7 +60,8 @@ pub use self::{
     packages::{Packages, Wanted, want},
     reference::{Reference, ReferenceError},
     store::{
-        Built, ConfigChanges, ConfigError, Image, InUse, KEEP_BUILT, Pruned, Settings, Store, StoreLease, listing,
+        Built, ConfigChanges, ConfigError, Image, InUse, KEEP_BUILT, Needed, Pruned, Removed, Room, Settings, Store,
+        StoreLease, listing,
     },
     upstream::{Libc, MAKERS, Upstream, UpstreamError},
 };
@@ -113,6 +114,11 @@ pub enum ImageError {
     Copy(PathBuf, #[source] io::Error),
     #[error("{0} is larger than images.max_size, or has more entries than images.max_entries")]
     TooLarge(String),
+    #[error(
+        "there is no room for it: {} MiB are free in {}, images.keep_free is {} MiB, and nothing more can be removed",
+        .free >> 20, .directory.display(), .keep_free >> 20
+    )]
+    NoRoom { directory: PathBuf, free: u64, keep_free: u64 },
     #[error("{image} is in use by a session")]
     InUse { image: String },
     #[error("cannot find out which images are in use by sessions")]

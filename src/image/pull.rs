@@ -17,7 +17,7 @@ use super::{
     manifest::{self, Layer, Source},
     registry::Registry,
     side_by_side::{self, Reporting, Stoppable},
-    store::Layer as Unpacked,
+    store::{Layer as Unpacked, Roomy, is_for_room},
 };
 
 /// The largest window that a zstd frame may ask for: 2^27 bytes (the zstd command's default limit).
@@ -31,8 +31,23 @@ impl Store {
     ///
     /// # Errors
     /// Whatever is wrong with the source or its content; nothing of the image is then visible. What was complete of it
-    /// stays, and is not fetched again.
+    /// stays, and is not fetched again, unless it was room that there was not enough of.
     pub fn pull(&self, reference: &Reference, progress: &dyn Progress) -> Result<Image, ImageError> {
+        self.or_nothing(self.pull_unchecked(reference, progress))
+    }
+
+    /// Removes what is complete of something that did not fit.
+    pub(super) fn or_nothing(&self, result: Result<Image, ImageError>) -> Result<Image, ImageError> {
+        if let Err(error) = &result
+            && is_for_room(error)
+            && let Err(error) = self.drop_unneeded_layers()
+        {
+            tracing::warn!("what is left of an image that did not fit stays: {}", crate::errors::chain(error));
+        }
+        result
+    }
+
+    fn pull_unchecked(&self, reference: &Reference, progress: &dyn Progress) -> Result<Image, ImageError> {
         match reference {
             Reference::Registry(image) => {
                 progress.line(&format!("pulling {reference}"));
@@ -64,7 +79,7 @@ impl Store {
         };
         let layers = pull.layers(&resolved.layers)?;
         let stack = assemble::stack(self, &source.name(), layers)?;
-        self.commit(reference, &resolved, &stack)
+        self.commit(reference, (&resolved, matches!(reference, Reference::Registry(_))), &stack)
     }
 
     /// Unpacks a stream of which nothing is known beforehand, compressed or not.
@@ -89,10 +104,15 @@ impl Store {
         let scratch = self.new_scratch()?;
         let root = scratch.layer_root()?;
         let stop = AtomicBool::new(false);
-        let mut tar = Hashing::new(Stoppable { stream: tar, store: self, stop: &stop });
-        let contents = layer::unpack(&mut tar, &root, budget)
-            .map_err(|error| ImageError::Layer { layer: source.to_owned(), source: error })?;
+        let mut refusal = None;
+        let tar = Roomy::new(Stoppable { stream: tar, store: self, stop: &stop }, self, &mut refusal);
+        let mut tar = Hashing::new(tar);
+        let unpacked = layer::unpack(&mut tar, &root, budget);
         let (diff_id, size) = tar.finish();
+        if let Some(refusal) = refusal {
+            return Err(refusal);
+        }
+        let contents = unpacked.map_err(|error| ImageError::Layer { layer: source.to_owned(), source: error })?;
         let _turn = self.layer_turn(&diff_id, || {})?;
         let layer = match self.layer(&diff_id)? {
             Some(layer) => layer,
@@ -174,7 +194,12 @@ impl Pull<'_> {
         let stream = Reporting { stream, layer: &layer.digest, progress: self.progress };
         // One byte more shows that there are too many.
         let mut blob = Hashing::new(stream.take(layer.size.saturating_add(1)));
-        let unpacked = match unpack_plain(&mut blob, &root, &self.budget) {
+        let mut refusal = None;
+        let unpacked = unpack_plain(&mut blob, &root, &self.budget, (self.store, &mut refusal));
+        if let Some(refusal) = refusal {
+            return Err(refusal);
+        }
+        let unpacked = match unpacked {
             // Perhaps the data was damaged on its way: then that is what is wrong.
             Err(LayerError::Tar(error)) => Err(LayerError::Tar(error)),
             other => Ok(other.map_err(refused)?),
@@ -201,9 +226,14 @@ impl Pull<'_> {
     }
 }
 
-/// Unpacks a layer, compressed or not. Returns the digest of its tar and what is in it.
-fn unpack_plain(stream: impl Read, root: &Path, budget: &Budget) -> Result<(Digest, Contents), LayerError> {
-    let mut plain = Hashing::new(decompress(stream).map_err(read)?);
+/// Unpacks a layer, compressed or not, as long as there is room. Returns the digest of its tar and what is in it.
+fn unpack_plain(
+    stream: impl Read,
+    root: &Path,
+    budget: &Budget,
+    (store, refusal): (&Store, &mut Option<ImageError>),
+) -> Result<(Digest, Contents), LayerError> {
+    let mut plain = Hashing::new(Roomy::new(decompress(stream).map_err(read)?, store, refusal));
     let contents = layer::unpack(&mut plain, root, budget)?;
     Ok((plain.finish().0, contents))
 }

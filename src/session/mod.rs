@@ -23,6 +23,7 @@ pub mod log;
 mod mirrors;
 mod ports;
 pub mod registry;
+mod room;
 mod services;
 mod set_up;
 pub mod state;
@@ -41,6 +42,7 @@ pub use self::{
     leaks::{Leak, LeaksError, leaks},
     ports::ExposedPort,
     registry::Sessions,
+    room::{configure_room, images_in_use, room},
     services::Plan,
     steps::{Context, CreateError, RLIMITS, SessionKey, egress, leases},
     updates::Updates,

@@ -243,6 +243,21 @@ impl Context {
         }
     }
 
+    /// Says that the images of a session are about to be used. A name that cannot be kept, as on a full disk, may be gone when
+    /// the session is made; that is an error then.
+    pub(super) fn need_images(&self, environment: &Environment) -> Vec<image::Needed> {
+        let base = image_reference(&environment.image.base).ok();
+        let names = base.iter().chain(environment.services.iter().map(|service| &service.image));
+        let needed = names.filter_map(|name| match self.store.need(name) {
+            Ok(needed) => Some(needed),
+            Err(error) => {
+                tracing::warn!("{}", chain(error));
+                None
+            }
+        });
+        needed.collect()
+    }
+
     /// Pulls the images of services that are not here, several at once. Blocks, perhaps for minutes.
     pub fn ensure_service_images(
         &self,

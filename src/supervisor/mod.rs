@@ -29,6 +29,7 @@ mod pool;
 mod projects;
 mod reconcile;
 mod revocation;
+mod room;
 mod signals;
 mod start;
 mod startups;
@@ -54,7 +55,7 @@ use crate::{
     config::Config,
     errors::chain,
     protocol::HostKey,
-    session::{Sessions, state::ConnectionId},
+    session::{self, Sessions, state::ConnectionId},
     state::ConnectionRecord,
 };
 
@@ -117,6 +118,9 @@ impl Supervisor {
                 tracing::info!("the configuration has changed");
                 let changed = Arc::new(changed);
                 self.sessions.context().records.set_keep(changed.session.keep_records);
+                if let Some(room) = self.sessions.context().store.room() {
+                    session::configure_room(room, &changed);
+                }
                 *self.config.write().unwrap_or_else(PoisonError::into_inner) = changed.clone();
                 changed
             }

@@ -26,7 +26,7 @@ use super::{
     ceilings, control,
     listeners::{Listeners, Named},
     pool::Pool,
-    reconcile,
+    reconcile, room,
     signals::{End, Signals},
     unsettled::Unsettled,
     upgrade::{self, Program},
@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     api,
-    audit::Audit,
+    audit::{self, Audit},
     cgroup::{CgroupError, Cgroups},
     config::{
         Config, Paths,
@@ -43,7 +43,7 @@ use crate::{
     },
     errors::chain,
     faults::{self, Injected, Point},
-    image::{ImageError, Store},
+    image::{ImageError, Removed, Store},
     mirror::{MirrorError, Mirrors},
     network::{
         self, Network, NetworkError, Subnet,
@@ -139,7 +139,7 @@ pub(super) async fn start(
     keep_secret(&host_keys);
     let audit = Arc::new(Audit::open(config.log.audit_log.as_deref()).map_err(StartError::Audit)?);
     ceilings::raise(&RLIMITS);
-    let context = open_leaves(&config)?;
+    let context = open_leaves(&config, &audit)?;
     let forwarder = Forwarder::bind(context.network.gateway(), context.network.pool())?;
     let watch = context.network.watch()?;
     let upstreams = Upstreams::new(&config.network.dns);
@@ -177,6 +177,7 @@ pub(super) async fn start(
     tasks.spawn(keep_rules(supervisor.clone(), watch));
     tasks.spawn(prune_records(supervisor.clone()));
     tasks.spawn(prune_mirrors(supervisor.clone()));
+    tasks.spawn(room::keep(supervisor.clone()));
     tasks.spawn({
         let supervisor = supervisor.clone();
         async move { supervisor.pool.refill().await }
@@ -332,13 +333,19 @@ async fn prune_mirrors(supervisor: Arc<Supervisor>) {
 }
 
 /// Opens what owns kernel objects and files. Sessions that an earlier supervisor left keep their network.
-fn open_leaves(config: &Config) -> Result<Context, StartError> {
+fn open_leaves(config: &Config, audit: &Arc<Audit>) -> Result<Context, StartError> {
     let paths = &config.paths;
     let (state, damage) = State::open_whole(&paths.db)?;
     if let Some(damage) = damage {
         tracing::error!("{damage}");
     }
     let store = Store::open(&paths.state_dir.join("images"), (&config.images).into())?;
+    let audit = audit.clone();
+    let told = move |removed: &Removed| {
+        tracing::info!("removed for images.keep_free: {removed}");
+        audit.record(&audit::Event::ImagesRemoved { removed });
+    };
+    let store = store.with_room(session::room(config, told));
     let cgroups = Cgroups::open(&config.instance)?;
     let settings = network::Settings {
         tag: config.instance.clone(),

@@ -6,6 +6,7 @@ mod common;
 mod access;
 mod faults;
 mod real;
+mod room;
 mod sharing;
 
 use common::{

@@ -63,7 +63,8 @@ impl Store {
             other => other.map_err(|error| ImageError::Store(path, error))?,
         };
         let reference = format!("build:{}", key.short());
-        let image = self.load(RefRecord { reference, image: record.image, pulled_at: record.built_at })?;
+        let image =
+            self.load(RefRecord { reference, image: record.image, pulled_at: record.built_at, refetchable: false })?;
         Ok(Some(Built { image, step: record.step, used_at }))
     }
 
@@ -78,6 +79,20 @@ impl Store {
         }
         built.sort_by_key(|built| built.used_at);
         Ok((built, damaged))
+    }
+
+    /// The file of each that can be read, and the image's id.
+    pub(super) fn build_files(&self) -> Result<Vec<(PathBuf, Digest)>, ImageError> {
+        let mut files = Vec::new();
+        for key in self.build_keys()? {
+            let path = self.build_path(&key);
+            match read_json::<BuildRecord>(&path) {
+                Ok(record) => files.extend(record.map(|record| (path, record.image))),
+                Err(ImageError::Damaged { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(files)
     }
 
     fn build_keys(&self) -> Result<Vec<Digest>, ImageError> {
@@ -134,6 +149,7 @@ impl Store {
             layers,
             bytes: below.bytes + layer.contents.bytes,
         };
+        self.keep_room()?;
         let record = BuildRecord { image: image.manifest.clone(), step: upper.source.to_owned(), built_at };
         let _lock = self.lock(FlockArg::LockExclusive)?;
         self.write_blob(&image.manifest, &manifest)?;
@@ -141,13 +157,14 @@ impl Store {
         self.write_record(&self.image_path(&image.manifest), &image)?;
         self.write_record(&self.build_path(key), &record)?;
         let reference = format!("build:{}", key.short());
-        self.load(RefRecord { reference, image: record.image, pulled_at: built_at })
+        self.load(RefRecord { reference, image: record.image, pulled_at: built_at, refetchable: false })
     }
 
     /// Gives an image one more name; an image that has it loses it.
     pub fn tag(&self, image: &Image, reference: &Reference) -> Result<Image, ImageError> {
         let pulled_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let record = RefRecord { reference: reference.to_string(), image: image.id.clone(), pulled_at };
+        let record =
+            RefRecord { reference: reference.to_string(), image: image.id.clone(), pulled_at, refetchable: false };
         let _lock = self.lock(FlockArg::LockExclusive)?;
         let named = self.load(record.clone())?;
         self.write_record(&self.ref_path(reference), &record)?;
@@ -190,7 +207,7 @@ fn push(list: &mut Value, value: Value) -> bool {
 }
 
 /// Says that a file is used now.
-fn touch(path: &Path) -> Result<(), ImageError> {
+pub(super) fn touch(path: &Path) -> Result<(), ImageError> {
     match File::options().write(true).open(path).and_then(|file| file.set_modified(SystemTime::now())) {
         // An older step may have been forgotten; its layer is a part of the later ones.
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ImageError::Store(path.to_owned(), error)),

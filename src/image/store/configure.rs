@@ -188,7 +188,12 @@ impl Store {
         let manifest = Value::Object(manifest).to_string().into_bytes();
         let record = ImageRecord { manifest: Digest::of(&manifest), config: config_digest, ..below };
         let pulled_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let named = RefRecord { reference: reference.to_string(), image: record.manifest.clone(), pulled_at };
+        let named = RefRecord {
+            reference: reference.to_string(),
+            image: record.manifest.clone(),
+            pulled_at,
+            refetchable: false,
+        };
         let _lock = self.lock(FlockArg::LockExclusive)?;
         self.write_blob(&record.manifest, &manifest)?;
         self.write_blob(&record.config, &config)?;

@@ -5,6 +5,7 @@ mod configure;
 mod files;
 mod layers;
 mod prune;
+mod room;
 mod scratch;
 
 use std::{
@@ -29,9 +30,14 @@ pub use self::{
     builds::Built,
     configure::{ConfigChanges, ConfigError},
     prune::{InUse, KEEP_BUILT, Pruned},
+    room::{Needed, Removed, Room},
     scratch::listing,
 };
-pub(super) use self::{configure::check_env, layers::Layer};
+pub(super) use self::{
+    configure::check_env,
+    layers::Layer,
+    room::{Roomy, is_for_room},
+};
 use super::{Contents, Digest, ImageError, Limits, Reference, manifest::Resolved};
 use crate::{config, http::Timeouts};
 
@@ -70,6 +76,7 @@ pub struct Store {
     cancelled: AtomicBool,
     /// Bytes of layers that this process has fetched.
     fetched: AtomicU64,
+    room: Option<Room>,
 }
 
 /// While it lives nothing is removed from the store.
@@ -97,6 +104,9 @@ struct RefRecord {
     reference: String,
     image: Digest,
     pulled_at: u64,
+    /// It came from a registry under this name, which has it still.
+    #[serde(default)]
+    refetchable: bool,
 }
 
 /// `images/HEX.json`
@@ -133,6 +143,7 @@ impl Store {
             scratches: Mutex::default(),
             cancelled: AtomicBool::new(false),
             fetched: AtomicU64::new(0),
+            room: None,
         }
     }
 
@@ -219,13 +230,14 @@ impl Store {
         lock_file(&path, kind)?.ok_or_else(|| ImageError::Store(path, std::io::ErrorKind::WouldBlock.into()))
     }
 
-    /// Makes an image visible. `layers` are uppermost first, and stay as they are held.
+    /// Makes an image visible, if there is room. `layers` are uppermost first, and stay as they are held.
     pub(super) fn commit(
         &self,
         reference: &Reference,
-        resolved: &Resolved,
+        (resolved, refetchable): (&Resolved, bool),
         layers: &[Layer],
     ) -> Result<Image, ImageError> {
+        self.keep_room()?;
         let pulled_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let image = ImageRecord {
             manifest: resolved.digest.clone(),
@@ -233,7 +245,8 @@ impl Store {
             layers: layers.iter().map(|layer| layer.lowerdir.clone()).collect(),
             bytes: layers.iter().map(|layer| layer.contents.bytes).sum(),
         };
-        let record = RefRecord { reference: reference.to_string(), image: image.manifest.clone(), pulled_at };
+        let record =
+            RefRecord { reference: reference.to_string(), image: image.manifest.clone(), pulled_at, refetchable };
         let _lock = self.lock(FlockArg::LockExclusive)?;
         self.write_blob(&resolved.digest, &resolved.manifest)?;
         self.write_blob(&resolved.config_digest, &resolved.config)?;

@@ -5,6 +5,7 @@ use std::{
     error::Error,
     fs::{self, File},
     io,
+    path::Path,
     time::Duration,
 };
 
@@ -67,22 +68,27 @@ impl Store {
             }
             let built = self.forget_builds(unused_for, |image| kept.contains(image))?;
             kept.extend(built);
-            let (layers, blobs) = self.prune_images(&kept)?;
-            for name in names(&self.path("blobs/sha256"))?.iter().filter(|name| !blobs.contains(*name)) {
-                remove_file(&self.path("blobs/sha256").join(name))?;
-            }
-            let mut pruned = Pruned::default();
-            for name in names(&self.layers_root())?.iter().filter(|name| !layers.contains(*name)) {
-                if let Some(bytes) = self.take_layer_away(name, &away.path().join(name))? {
-                    pruned.layers += 1;
-                    pruned.bytes += bytes;
-                }
-            }
-            self.prune_locks()?;
-            pruned
+            self.take_unneeded_away(&kept, away.path())?
         };
         // Nobody has to wait for this.
         away.discard().map_err(|error| ImageError::Store(self.path("tmp"), error))?;
+        Ok(pruned)
+    }
+
+    /// Removes all images but these, and moves the layers that none of these needs to `away`. The caller has the store's lock.
+    pub(super) fn take_unneeded_away(&self, kept: &HashSet<Digest>, away: &Path) -> Result<Pruned, ImageError> {
+        let (layers, blobs) = self.prune_images(kept)?;
+        for name in names(&self.path("blobs/sha256"))?.iter().filter(|name| !blobs.contains(*name)) {
+            remove_file(&self.path("blobs/sha256").join(name))?;
+        }
+        let mut pruned = Pruned::default();
+        for name in names(&self.layers_root())?.iter().filter(|name| !layers.contains(*name)) {
+            if let Some(bytes) = self.take_layer_away(name, &away.join(name))? {
+                pruned.layers += 1;
+                pruned.bytes += bytes;
+            }
+        }
+        self.prune_locks()?;
         Ok(pruned)
     }
 
@@ -106,7 +112,7 @@ impl Store {
 
     /// Renames a layer that nobody uses to `away`: half a layer must never be found. Returns how large it was, and `None` if
     /// somebody is using or making it.
-    fn take_layer_away(&self, name: &str, away: &std::path::Path) -> Result<Option<u64>, ImageError> {
+    fn take_layer_away(&self, name: &str, away: &Path) -> Result<Option<u64>, ImageError> {
         let Some(_turn) = lock_file(&self.path("locks").join(name), FlockArg::LockExclusiveNonblock)? else {
             return Ok(None);
         };

@@ -34,6 +34,12 @@ impl Driver {
                     move |context| Environment::of(&key, &config, &context.podfiles)
                 });
                 let environment = Arc::new(environment.await?);
+                // Whatever is removed for room meanwhile, these stay.
+                let needed = blocking(&inner, {
+                    let environment = environment.clone();
+                    move |context| context.need_images(&environment)
+                });
+                let needed = needed.await;
                 let services = blocking(&inner, {
                     let (environment, progress) = (environment.clone(), progress.clone());
                     move |context| context.ensure_service_images(&environment, &*progress)
@@ -43,14 +49,14 @@ impl Driver {
                 tokio::try_join!(session, services)?;
                 services::wait_for_volumes(&inner, &key, &environment).await?;
                 let ports = Reserved::take(&environment.ports).await?;
-                Ok((environment, ports))
+                Ok((environment, ports, needed))
             };
             // What has been begun goes on in the background, for the next one who wants the images.
             let prepared = stopped.run_until_cancelled(prepared).await;
             let result = match prepared {
                 None => Err(CreateError::Stopped),
                 Some(Err(error)) => Err(error),
-                Some(Ok((environment, ports))) => {
+                Some(Ok((environment, ports, _needed))) => {
                     let created = {
                         let _turn = inner.creation_turn().await;
                         blocking(&inner, move |context| context.create(&key, &environment, &config)).await
