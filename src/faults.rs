@@ -1,8 +1,8 @@
 //! Places at which a test can have the server fail or die: one before each step of making and of removing a session.
 //!
 //! Only in debug builds, and only if the server was started with `PODSPAWN_FAULT` set, to the path of a file. In that a test
-//! writes `kill POINT N` or `fail POINT N` at any time: the Nth time that the point is reached from then on, the server kills
-//! itself, or the step fails. The file is gone when that has happened.
+//! writes lines of `kill POINT N` or `fail POINT N` at any time: the Nth time that the point is reached from then on, the server
+//! kills itself, or the step fails. The line is gone when that has happened, and with the last one the file.
 
 use std::fmt;
 
@@ -99,18 +99,22 @@ pub fn at(point: Point) -> Result<(), Injected> {
     // One after the other, as each counts.
     let file = file.lock().unwrap_or_else(PoisonError::into_inner);
     let Ok(wanted) = std::fs::read_to_string(&*file) else { return Ok(()) };
-    let words: Vec<_> = wanted.split_whitespace().collect();
-    let [what, name, times] = words.as_slice() else { return Ok(()) };
-    if *name != point.as_str() {
-        return Ok(());
+    let mut lines: Vec<Vec<&str>> = wanted.lines().map(|line| line.split_whitespace().collect()).collect();
+    let is_it = |line: &Vec<&str>| line.len() == 3 && line[1] == point.as_str();
+    let Some(place) = lines.iter().position(is_it) else { return Ok(()) };
+    let (what, left) = (lines[place][0], lines[place][2].parse::<u32>().unwrap_or(1).saturating_sub(1));
+    let counted = left.to_string();
+    if left == 0 {
+        lines.remove(place);
+    } else {
+        lines[place][2] = &counted;
     }
-    let left = times.parse::<u32>().unwrap_or(1).saturating_sub(1);
-    let noted =
-        if left == 0 { std::fs::remove_file(&*file) } else { std::fs::write(&*file, format!("{what} {name} {left}")) };
+    let text = lines.iter().map(|line| line.join(" ")).collect::<Vec<_>>().join("\n");
+    let noted = if lines.is_empty() { std::fs::remove_file(&*file) } else { std::fs::write(&*file, text) };
     if left > 0 || noted.is_err() {
         return Ok(());
     }
-    if *what == "kill" {
+    if what == "kill" {
         // It cannot fail, and does not return.
         let _ = nix::sys::signal::kill(nix::unistd::getpid(), nix::sys::signal::Signal::SIGKILL);
     }

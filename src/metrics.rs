@@ -74,6 +74,21 @@ pub struct Now {
     pub dropped: Vec<(&'static str, u64)>,
     /// Bytes of image layers that the server has fetched.
     pub pulled_bytes: u64,
+    /// What is on the disk.
+    pub disk: Disk,
+}
+
+/// Bytes on the disk; `None` is not known.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Disk {
+    /// Of the files in all layers of images.
+    pub store: Option<u64>,
+    /// That are free on the file system of the images.
+    pub store_free: Option<u64>,
+    /// That are free on the file system of what sessions write.
+    pub sessions_free: Option<u64>,
+    /// What sessions have written, as far as it is measured.
+    pub sessions: u64,
 }
 
 impl Metrics {
@@ -164,6 +179,17 @@ impl Metrics {
         text.labelled("podspawn_forwards_total", "Ports, sockets and agents forwarded.", "kind", &forwards);
         let help = "Bytes of image layers that the server has fetched.";
         text.single("podspawn_pull_bytes_total", "counter", help, now.pulled_bytes.to_string());
+        let unknown = || "NaN".to_owned();
+        let gauge = |bytes: Option<u64>| bytes.map_or_else(unknown, |bytes| bytes.to_string());
+        let Disk { store, store_free, sessions_free, sessions } = now.disk;
+        let help = "Bytes of the files in layers of images.";
+        text.single("podspawn_store_bytes", "gauge", help, gauge(store));
+        let help = "Bytes that are free on the file system of the images.";
+        text.single("podspawn_store_free_bytes", "gauge", help, gauge(store_free));
+        let help = "Bytes that sessions and their services have written, as last measured.";
+        text.single("podspawn_sessions_disk_bytes", "gauge", help, sessions.to_string());
+        let help = "Bytes that are free on the file system of what sessions write.";
+        text.single("podspawn_sessions_free_bytes", "gauge", help, gauge(sessions_free));
         let help = "Lines that could not be written to the audit log.";
         text.single("podspawn_audit_errors_total", "counter", help, count(&self.audit_errors).to_string());
         let help = "From the TCP connection to the session, for clients that log in with their first key.";

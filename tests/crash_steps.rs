@@ -41,6 +41,14 @@ impl Case {
         fs::rename(beside, &self.fault).unwrap();
     }
 
+    /// Several steps fail, one after the other.
+    fn fail_all(&self, points: &[Point]) {
+        let lines: Vec<_> = points.iter().map(|point| format!("fail {point} 1")).collect();
+        let beside = self.fault.with_extension("new");
+        fs::write(&beside, lines.join("\n")).unwrap();
+        fs::rename(beside, &self.fault).unwrap();
+    }
+
     fn disarm(&self) {
         // It is gone if it has happened.
         let _ = fs::remove_file(&self.fault);
@@ -115,6 +123,27 @@ fn a_step_that_fails_is_told_in_one_line_and_leaves_nothing() {
         bob.flows();
     }
     case.disarm();
+    case.works("all failures");
+    bob.finish();
+    case.host.assert_no_session_left();
+}
+
+#[test]
+fn what_cannot_be_undone_at_once_is_undone_later() {
+    let case = Case::new();
+    let bob = Stream::start(&case.host, "bob");
+    for undoing in [Point::StoppingRecord, Point::CgroupEnd, Point::NetworkEnd, Point::DirectoriesEnd, Point::RecordEnd]
+    {
+        for making in [Point::Init, Point::Services] {
+            // The first two attempts to undo it fail as well.
+            case.fail_all(&[making, undoing, undoing]);
+            let output = finish(&format!("a client whose step {making} failed"), case.client());
+            output.status(125).stdout("").stderr(&format!("podspawn: a test makes {making} fail\n"));
+            eventually("both attempts were made", || !case.fault.exists());
+            case.host.assert_only_left(&["bob"]);
+            bob.flows();
+        }
+    }
     case.works("all failures");
     bob.finish();
     case.host.assert_no_session_left();

@@ -90,6 +90,11 @@ fn metrics_count_what_happens_and_prometheus_understands_them() {
     host.ssh("nobody", "true").key(&host.key("ada")).run().status(255);
     let metrics = || host.podspawn(["status", "--prometheus"]).run().ok().text();
     eventually("the command has been counted", || metrics().contains("podspawn_commands_total{result=\"failure\"} 1"));
+    host.ssh("ada", "head -c 8m /dev/zero >written").run().ok();
+    eventually("what it has written is measured", || sample(&metrics(), "podspawn_sessions_disk_bytes") >= 8 << 20);
+    eventually("both commands have been counted", || {
+        sample(&metrics(), "podspawn_command_duration_seconds_count") == 2
+    });
     let text = metrics();
     for (name, value) in [
         ("podspawn_sessions_total", 1),
@@ -99,13 +104,18 @@ fn metrics_count_what_happens_and_prometheus_understands_them() {
         ("podspawn_sessions_created_total", 1),
         ("podspawn_refusals_total{limit=\"max_per_user\"}", 1),
         ("podspawn_refusals_total{limit=\"max_startups\"}", 0),
-        ("podspawn_logins_total{result=\"ok\"}", 3),
-        ("podspawn_connect_to_ready_seconds_count", 2),
-        ("podspawn_command_duration_seconds_count", 1),
+        ("podspawn_logins_total{result=\"ok\"}", 4),
+        ("podspawn_connect_to_ready_seconds_count", 3),
+        ("podspawn_command_duration_seconds_count", 2),
     ] {
         assert_eq!(sample(&text, name), value, "{name}: {text}");
     }
     assert!(sample(&text, "podspawn_logins_total{result=\"failed\"}") >= 1, "{text}");
+    // The image of the session, and file systems that have room for this test.
+    assert!(sample(&text, "podspawn_store_bytes") > 1 << 16, "{text}");
+    for name in ["podspawn_store_free_bytes", "podspawn_sessions_free_bytes"] {
+        assert!(sample(&text, name) > 1 << 20, "{text}");
+    }
 
     // The same for Prometheus, which reads it without a complaint.
     let scraped = Run::new("curl").args(["-sS", "-i", &format!("http://{}/metrics", listen(&host))]).run().ok().text();

@@ -44,8 +44,8 @@ use crate::{
 };
 
 /// How often a removal that failed is tried again, at first; doubles up to [`RETRY_MAX`].
-const RETRY_MIN: Duration = Duration::from_millis(500);
-const RETRY_MAX: Duration = Duration::from_secs(60);
+pub(super) const RETRY_MIN: Duration = Duration::from_millis(500);
+pub(super) const RETRY_MAX: Duration = Duration::from_secs(60);
 
 /// What `list` shows of a session.
 #[derive(Debug, Clone)]

@@ -23,6 +23,7 @@ pub mod log;
 mod mirrors;
 mod ports;
 pub mod registry;
+mod remains;
 mod room;
 mod services;
 mod set_up;
@@ -42,6 +43,7 @@ pub use self::{
     leaks::{Leak, LeaksError, leaks},
     ports::ExposedPort,
     registry::Sessions,
+    remains::Remains,
     room::{configure_room, images_in_use, room},
     services::Plan,
     steps::{Context, CreateError, RLIMITS, SessionKey, egress, leases},

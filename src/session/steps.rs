@@ -32,6 +32,7 @@ use super::{
     homes::{self, HomeError},
     leaks::session_in,
     ports::{PortError, Ports},
+    remains::Remains,
     services::{Plan, PlanError, ServiceError, Services},
     updates::Updates,
     variables::Variables,
@@ -96,6 +97,8 @@ pub struct Context {
     pub podfiles: Podfiles,
     pub mirrors: Mirrors,
     pub updates: Updates,
+    /// What could not be undone of sessions that could not be made.
+    pub remains: Remains,
     /// `STATE/sessions` and `RUN/sessions`: one directory for each session in either.
     pub state_dir: PathBuf,
     pub run_dir: PathBuf,
@@ -312,9 +315,7 @@ impl Context {
                 Ok(Live { record, container, life, set_up, services: None, ports: None })
             }
             Err(error) => {
-                if let Err(left) = self.destroy(&record, None) {
-                    tracing::error!(session = %record.id, "{left}");
-                }
+                self.undo(&record, None);
                 Err(error)
             }
         }

@@ -9,11 +9,12 @@ use crate::{
     api::{self, types},
     audit::Listener,
     errors::chain,
-    image::{Image, Reference},
-    metrics::Now,
+    image::{Image, ImageError, Reference},
+    metrics::{Disk, Now},
     names::{ContainerId, SessionId},
     session::{Context, CreateError, Plan, SessionKey, View, log, state::Reason},
     state::{Phase, ServiceRecord, SessionRecord},
+    sys::free_space::free_bytes,
 };
 
 /// Lines of a log that wait for a client to read them.
@@ -39,6 +40,19 @@ impl api::Backend for Control {
 
     async fn metrics(&self) -> String {
         let status = types::Status::of(&self.sessions().await);
+        let written = self.0.stats.sample(&self.0).await;
+        let disk = self.with_context(move |context| {
+            let known = |bytes: Result<u64, ImageError>| bytes.map_err(|error| tracing::warn!("{}", chain(error))).ok();
+            Disk {
+                store: known(context.store.layer_bytes()),
+                store_free: known(context.store.free_bytes()),
+                sessions_free: free_bytes(&context.state_dir)
+                    .map_err(|error| tracing::warn!("{}: {error}", context.state_dir.display()))
+                    .ok(),
+                sessions: written.iter().filter_map(|stats| stats.usage.disk_bytes).sum(),
+            }
+        });
+        let disk = disk.await;
         let now = Now {
             sessions: status.sessions,
             running: status.running,
@@ -49,6 +63,7 @@ impl api::Backend for Control {
             startups: self.0.admission.waiting(),
             dropped: self.0.admission.dropped(),
             pulled_bytes: self.0.sessions.context().store.fetched_bytes(),
+            disk,
         };
         self.0.audit.metrics().render(&now)
     }

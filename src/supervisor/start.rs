@@ -186,6 +186,10 @@ pub(super) async fn start(
         let supervisor = supervisor.clone();
         async move { supervisor.admission.keep_logging().await }
     });
+    tasks.spawn({
+        let supervisor = supervisor.clone();
+        async move { supervisor.sessions.undo_remains().await }
+    });
     tasks.spawn(watchdog::keep_alive());
     faults::at(Point::Start)?;
     // From here on nothing fails.
@@ -368,6 +372,7 @@ fn open_leaves(config: &Config, audit: &Arc<Audit>) -> Result<Context, StartErro
         podfiles: Podfiles::default(),
         mirrors: Mirrors::open(&paths.state_dir.join("mirrors"))?,
         updates: session::Updates::default(),
+        remains: session::Remains::default(),
         state_dir: paths.state_dir.join("sessions"),
         run_dir: paths.run_dir.join("sessions"),
         volumes_dir: paths.state_dir.join("volumes"),

@@ -5,6 +5,7 @@
 pub mod async_fd;
 pub mod confine;
 pub mod find_process;
+pub mod free_space;
 pub mod inode_flags;
 pub mod local_time;
 pub mod loop_device;

@@ -20,10 +20,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use nix::{
-    fcntl::{Flock, FlockArg},
-    sys::statvfs::statvfs,
-};
+use nix::fcntl::{Flock, FlockArg};
 use serde::Serialize;
 
 use super::{
@@ -33,7 +30,10 @@ use super::{
     layers::name_in,
     prune::InUse,
 };
-use crate::image::{Digest, ImageError, Reference};
+use crate::{
+    image::{Digest, ImageError, Reference},
+    sys::free_space::free_bytes,
+};
 
 /// How long after its last use what was built is not removed for room: a build has no record between two of its steps.
 const STEP: Duration = Duration::from_secs(3600);
@@ -154,9 +154,7 @@ impl Store {
 
     /// Bytes that are free on the store's file system for those who are not root: the others must not run into the end.
     pub fn free_bytes(&self) -> Result<u64, ImageError> {
-        let found =
-            statvfs(&self.directory).map_err(|error| ImageError::Store(self.directory.clone(), error.into()))?;
-        Ok(found.blocks_available().saturating_mul(found.fragment_size()))
+        free_bytes(&self.directory).map_err(|error| ImageError::Store(self.directory.clone(), error))
     }
 
     /// Bytes of the files in all layers.

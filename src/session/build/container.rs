@@ -12,7 +12,6 @@ use super::super::{
 use crate::{
     cgroup,
     config::{Config, Egress, Mode},
-    errors::chain,
     image::{Digest, Image, ImageError, Packages, Upper, Wanted},
     podfile::{BuildPlan, Ports},
     protocol::{Account, SecuritySpec},
@@ -109,7 +108,10 @@ impl BuildContainer {
             let (record, container) = (self.record.clone(), container.take());
             match blocking(&self.inner, move |context| context.destroy(&record, container)).await {
                 Ok(()) => return,
-                Err(error) if attempt == ATTEMPTS => tracing::error!("{error}; the next start will try again"),
+                Err(error) if attempt == ATTEMPTS => {
+                    tracing::error!("{error}; trying again in the background");
+                    self.inner.context.remains.add(self.record.clone());
+                }
                 Err(error) => {
                     tracing::warn!("{error}; trying again");
                     tokio::time::sleep(RETRY).await;
@@ -123,9 +125,7 @@ impl Drop for BuildContainer {
     fn drop(&mut self) {
         if !self.removed {
             tracing::error!(session = %self.record.id, "a build container was not removed; doing it now");
-            if let Err(error) = self.inner.context.destroy(&self.record, self.container.take()) {
-                tracing::error!("{error}");
-            }
+            self.inner.context.undo(&self.record, self.container.take());
         }
     }
 }
@@ -150,9 +150,7 @@ impl Context {
         match self.create_objects(&key, &environment, config, &images, &mut record) {
             Ok(container) => Ok((record, container)),
             Err(error) => {
-                if let Err(left) = self.destroy(&record, None) {
-                    tracing::error!(session = %record.id, "{}", chain(left));
-                }
+                self.undo(&record, None);
                 Err(error)
             }
         }

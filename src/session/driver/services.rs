@@ -56,9 +56,7 @@ pub(super) async fn start(
         None => CreateError::Stopped,
     };
     let Live { record, container, .. } = *live;
-    if let Err(left) = blocking(inner, move |context| context.destroy(&record, Some(container))).await {
-        tracing::error!("{left}");
-    }
+    blocking(inner, move |context| context.undo(&record, Some(container))).await;
     Err(error)
 }
 
