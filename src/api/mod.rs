@@ -45,6 +45,7 @@
 //! | `GET /v1/doctor` | [`types::DoctorReport`] |
 
 pub mod bodies;
+pub mod builds;
 pub mod client;
 mod events;
 pub mod exec;
@@ -66,7 +67,9 @@ use tokio::sync::mpsc;
 use crate::{audit::Listener, names::SessionId, session::SessionKey};
 
 /// What the server asks of the process that it runs in, about sessions.
-pub trait Backend: exec::Programs + host::Host + images::Images + projects::Projects + users::Users {
+pub trait Backend:
+    builds::Builds + exec::Programs + host::Host + images::Images + projects::Projects + users::Users
+{
     /// All sessions, in the order of their users and projects.
     fn sessions(&self) -> impl Future<Output = Vec<types::Session>> + Send;
     /// What each session uses now, in the same order.
@@ -103,10 +106,4 @@ pub trait Backend: exec::Programs + host::Host + images::Images + projects::Proj
     fn down(&self, key: SessionKey, clean: bool) -> impl Future<Output = Result<types::Down, String>> + Send;
     /// Ends all sessions.
     fn stop_all(&self) -> impl Future<Output = ()> + Send;
-    /// Builds an image, and tells how it goes until it is done or nobody listens any more.
-    fn build(
-        &self,
-        request: types::BuildRequest,
-        events: mpsc::Sender<types::Job<types::ImageId>>,
-    ) -> impl Future<Output = ()> + Send;
 }

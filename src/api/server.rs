@@ -11,14 +11,11 @@ use axum::{
 };
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use serde::{Deserialize, Serialize};
-use tokio::{
-    net::{UnixListener, UnixStream},
-    sync::mpsc,
-};
+use tokio::net::{UnixListener, UnixStream};
 
 use super::{
-    Backend, bodies, events, exec, host, images, metrics, projects,
-    types::{BuildRequest, Problem, Status},
+    Backend, bodies, builds, events, exec, host, images, metrics, projects,
+    types::{Problem, Status},
     users,
 };
 use crate::{names::SessionId, session::SessionKey, sys::seqpacket};
@@ -118,7 +115,7 @@ fn router<B: Backend>(backend: B) -> Router {
                 StatusCode::NO_CONTENT
             }),
         )
-        .route("/v1/builds", post(build::<B>))
+        .route("/v1/builds", post(builds::build::<B>))
         .route("/v1/images", get(images::list::<B>))
         .route("/v1/images/{reference}", get(images::inspect::<B>).delete(images::remove::<B>))
         .route("/v1/images/{reference}/pull", post(images::pull::<B>))
@@ -248,12 +245,6 @@ async fn record<B: Backend>(State(backend): State<B>, PathPart(id): PathPart<Str
         Ok(None) => problem(StatusCode::NOT_FOUND, &format!("there is no record of a session {id}")),
         Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, &format!("cannot read the record of {id}: {error}")),
     }
-}
-
-async fn build<B: Backend>(State(backend): State<B>, Json(request): Json<BuildRequest>) -> Response {
-    let (events, told) = mpsc::channel(EVENTS);
-    tokio::spawn(async move { backend.build(request, events).await });
-    bodies::lines(told)
 }
 
 pub(super) fn problem(status: StatusCode, error: &str) -> Response {

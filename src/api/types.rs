@@ -175,11 +175,21 @@ impl Status {
     }
 }
 
-/// An image to build.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// An image to build: of exactly one of the first three.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct BuildRequest {
-    pub plan: BuildPlan,
+    /// As made of a Podfile by this version of podspawn.
+    #[serde(default)]
+    pub plan: Option<BuildPlan>,
+    /// The text of a podfile.yaml, which extends no files.
+    #[serde(default)]
+    pub podfile: Option<String>,
+    /// The image of a project that is registered.
+    #[serde(default)]
+    pub project: Option<ProjectName>,
     /// A name for it.
+    #[serde(default)]
     pub tag: Option<String>,
 }
 

@@ -47,7 +47,8 @@ impl Prebuild {
                 bail!("{} is not valid", document.name);
             }
         };
-        let request = BuildRequest { plan, tag: self.tag.as_ref().map(ToString::to_string) };
+        let tag = self.tag.as_ref().map(ToString::to_string);
+        let request = BuildRequest { plan: Some(plan), tag, ..BuildRequest::default() };
         let mut shown = Shown { quiet: session.quiet, live: io::stderr().is_terminal(), open: false };
         let mut result = None;
         session.client().build(&request, |event| match event {

@@ -9,10 +9,10 @@ use crate::{
     api::{self, types},
     audit::Listener,
     errors::chain,
-    image::{Image, ImageError, Reference},
+    image::ImageError,
     metrics::{Disk, Now},
     names::{ContainerId, SessionId},
-    session::{Context, CreateError, Plan, SessionKey, View, log, state::Reason},
+    session::{Context, Plan, SessionKey, View, log, state::Reason},
     state::{Phase, ServiceRecord, SessionRecord},
     sys::free_space::free_bytes,
 };
@@ -123,25 +123,6 @@ impl api::Backend for Control {
     async fn stop_all(&self) {
         self.0.sessions.stop_all(&Reason::Stop);
     }
-
-    async fn build(&self, request: types::BuildRequest, events: mpsc::Sender<types::Job<types::ImageId>>) {
-        let built = tokio::select! {
-            built = self.built(&request, &events) => built,
-            () = events.closed() => return,
-        };
-        let last = match built {
-            Ok(image) => types::Job::Done(types::ImageId { digest: image.id.to_string() }),
-            Err(error) => {
-                let output = match &error {
-                    CreateError::Build(failure) => failure.output.clone(),
-                    _ => Vec::new(),
-                };
-                types::Job::Failed { error: chain(error), output }
-            }
-        };
-        // Whoever asked may have gone in this moment.
-        let _ = events.send(last).await;
-    }
 }
 
 impl Control {
@@ -161,27 +142,6 @@ impl Control {
                 // The runtime is ending: nobody waits for the answer.
                 Err(_cancelled) => std::future::pending().await,
             },
-        }
-    }
-
-    async fn built(
-        &self,
-        request: &types::BuildRequest,
-        events: &mpsc::Sender<types::Job<types::ImageId>>,
-    ) -> Result<Image, CreateError> {
-        let tag =
-            |name: &String| name.parse::<Reference>().map_err(|error| CreateError::ImageName(name.clone(), error));
-        let tag = request.tag.as_ref().map(tag).transpose()?;
-        let sessions = &self.0.sessions;
-        let config = self.0.config();
-        let image = sessions.build(&request.plan, &config, |line| {
-            // A client that reads slowly misses some of it.
-            let _ = events.try_send(types::Job::Progress(line.to_owned()));
-        });
-        let image = image.await?;
-        match tag {
-            None => Ok(image),
-            Some(tag) => sessions.tag(image, tag).await,
         }
     }
 }

@@ -13,6 +13,7 @@
 
 mod accept;
 mod admission;
+mod builds;
 mod ceilings;
 mod client;
 mod control;

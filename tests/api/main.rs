@@ -3,6 +3,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod builds;
 mod host;
 mod images;
 mod people;
