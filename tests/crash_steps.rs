@@ -150,6 +150,23 @@ fn what_cannot_be_undone_at_once_is_undone_later() {
 }
 
 #[test]
+fn who_is_back_while_services_still_end_has_a_new_session() {
+    let host = Host::new().user("ada").start();
+    let git = GitServer::start();
+    // It is asked to end, and killed some seconds later.
+    let podfile = "base: localhost/busybox:test
+services:
+  - {name: slow, image: localhost/busybox:test, command: [sh, -c, \"trap '' TERM; while :; do sleep 1; done\"]}
+";
+    let repository = git.repository("slow", &[("podfile.yaml", podfile)]);
+    host.podspawn(["add-project", "slow", "--repo", &repository.url]).run().ok();
+    for _ in 0..2 {
+        host.ssh("ada+slow", "hostname").run().ok().stdout("slow\n");
+    }
+    host.assert_no_session_left();
+}
+
+#[test]
 fn a_pool_without_an_address_left_is_told_and_leaves_nothing() {
     // Two addresses: the gateway's and one more.
     let host = Host::new().user("ada").user("bob").config("network: {pool: 10.213.77.0/30}").start();

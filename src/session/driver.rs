@@ -399,10 +399,15 @@ impl Driver {
                 Action::RecordRunning => self.record_phase(Phase::Running, None).await,
                 Action::RecordGrace(deadline) => self.record_phase(Phase::Grace, Some(deadline)).await,
                 Action::Destroy(reason) => {
-                    Inner::retire(&self.inner, &self.key, &self.mailbox);
-                    let session = self.record.as_ref().map(|record| &record.id);
                     let (key, reason) = (&self.key, reason.as_str());
-                    self.inner.audit(&audit::Event::ContainerDestroy { key, session, reason });
+                    let session = self.record.as_ref().map(|record| &record.id);
+                    // Of one that a server before this one has begun to remove it is in the log.
+                    if self.record.as_ref().is_none_or(|record| record.phase != Phase::Stopping) {
+                        self.inner.audit(&audit::Event::ContainerDestroy { key, session, reason });
+                        // Before the next session of the user gets its record: there is one that is not being removed.
+                        self.record_phase(Phase::Stopping, None).await;
+                    }
+                    Inner::retire(&self.inner, &self.key, &self.mailbox);
                     self.ending = Some(reason);
                     self.start_destruction(None);
                 }
