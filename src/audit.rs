@@ -129,6 +129,12 @@ pub enum Event<'a> {
         removed: usize,
         strays: usize,
     },
+    /// What belongs to no session was looked for while a server ran, or without one.
+    CleanedUp {
+        strays: usize,
+        unfinished: usize,
+        failures: usize,
+    },
     /// There was less than `images.keep_free`.
     ImagesRemoved {
         removed: &'a Removed,
@@ -199,6 +205,7 @@ impl Audit {
             | Event::PortLost { .. }
             | Event::AdminExec { .. }
             | Event::CleanupRun { .. }
+            | Event::CleanedUp { .. }
             | Event::ImagesRemoved { .. } => {}
         }
     }
@@ -268,6 +275,10 @@ fn describe(event: &Event<'_>, now: SystemTime) -> (&'static str, Value) {
         }
         Event::CleanupRun { adopted, removed, strays } => {
             ("cleanup.run", json!({"reason": "start", "adopted": adopted, "removed": removed, "strays": strays}))
+        }
+        Event::CleanedUp { strays, unfinished, failures } => {
+            let details = json!({"strays": strays, "unfinished": unfinished, "failures": failures});
+            ("cleanup.run", with_reason("command", details))
         }
         Event::ImagesRemoved { removed: Removed { images, builds, layers, bytes } } => {
             let details = json!({"images": images, "builds": builds, "layers": layers, "bytes": bytes});
@@ -372,6 +383,7 @@ mod tests {
             Event::PortLost { key, session, exposed },
             Event::AdminExec { key, session, service: Some(HOSTILE), command: HOSTILE, ended },
             Event::CleanupRun { adopted: 1, removed: 2, strays: 3 },
+            Event::CleanedUp { strays: 1, unfinished: 2, failures: 3 },
             Event::ImagesRemoved {
                 removed: &Removed { images: vec![HOSTILE.to_owned()], builds: 1, layers: 2, bytes: 3 },
             },

@@ -18,8 +18,8 @@ use serde_json::Value;
 use tokio::net::UnixStream;
 
 use super::types::{
-    BuildRequest, Changes, Down, ExecReport, ImageId, Job, LogLine, Problem, Record, RecordSummary, RemovedUser,
-    Session, Stats, Status,
+    BuildRequest, Changes, Cleaned, Down, ExecReport, ImageId, Job, LogLine, Problem, Record, RecordSummary,
+    RemovedUser, Session, Stats, Status,
 };
 use crate::{
     names::{ProjectName, SessionId, UserName},
@@ -142,6 +142,11 @@ impl Client {
     pub fn exec_report(&self, key: &SessionKey, report: &ExecReport) -> Result<(), ClientError> {
         let body = Bytes::from(serde_json::to_vec(report)?);
         self.request_with(LIMIT, Method::POST, &format!("/v1/sessions/{key}/exec-reports"), body).map(|_| ())
+    }
+
+    /// Removes what belongs to no session.
+    pub fn clean_up(&self) -> Result<Cleaned, ClientError> {
+        self.json_within(REMOVAL_LIMIT, Method::POST, "/v1/cleanup")
     }
 
     /// Ends all sessions.

@@ -29,6 +29,7 @@
 //! | `POST /v1/projects/{name}/update` | likewise |
 //! | `DELETE /v1/projects/{name}?force=true` | 204; 404 if there is none, 409 if there are sessions and no `force` |
 //! | `POST /v1/stop-all` | 204 |
+//! | `POST /v1/cleanup` | [`types::Cleaned`] |
 //! | `POST /v1/builds` with a [`types::BuildRequest`] | lines, each a [`types::Job`] that leads to a [`types::ImageId`] |
 //! | `GET /v1/images?all=true` | list of [`types::Image`] |
 //! | `GET /v1/images/{reference}` | [`types::ImageDetails`] |
@@ -106,4 +107,6 @@ pub trait Backend:
     fn down(&self, key: SessionKey, clean: bool) -> impl Future<Output = Result<types::Down, String>> + Send;
     /// Ends all sessions.
     fn stop_all(&self) -> impl Future<Output = ()> + Send;
+    /// Removes what belongs to no session.
+    fn clean_up(&self) -> impl Future<Output = types::Cleaned> + Send;
 }

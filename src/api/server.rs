@@ -115,6 +115,7 @@ fn router<B: Backend>(backend: B) -> Router {
                 StatusCode::NO_CONTENT
             }),
         )
+        .route("/v1/cleanup", post(|State(backend): State<B>| async move { Json(backend.clean_up().await) }))
         .route("/v1/builds", post(builds::build::<B>))
         .route("/v1/images", get(images::list::<B>))
         .route("/v1/images/{reference}", get(images::inspect::<B>).delete(images::remove::<B>))

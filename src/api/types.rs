@@ -216,6 +216,24 @@ pub struct Down {
     pub volumes: Vec<String>,
 }
 
+/// What a cleanup has removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cleaned {
+    /// Ids of sessions that had no record, or whose container was gone.
+    pub sessions: Vec<String>,
+    /// What nobody was making any more in the image store.
+    pub unfinished: usize,
+    /// What could not be removed, each as one line.
+    pub failures: Vec<String>,
+}
+
+impl From<crate::session::Cleaned> for Cleaned {
+    fn from(cleaned: crate::session::Cleaned) -> Self {
+        let crate::session::Cleaned { sessions, unfinished, failures } = cleaned;
+        Self { sessions: sessions.iter().map(ToString::to_string).collect(), unfinished, failures }
+    }
+}
+
 /// A line that a hook or a service of a session has said.
 pub type LogLine = crate::session::log::Entry;
 

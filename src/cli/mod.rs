@@ -1,6 +1,7 @@
 //! The command line: one file for each command, a client of the control API except where no server is needed.
 
 mod check;
+mod cleanup;
 mod client_config;
 mod connect;
 mod doctor;
@@ -89,6 +90,7 @@ Sessions:
   exec            Run a program in a session or in one of its services
   stop            End a session
   down            End a session and wait until it is gone, with its services' volumes if wanted
+  cleanup         Remove what belongs to no session
   logs            Show what a session's hooks and services have said
   events          Show what happens, as it happens
   diff            Show which files a session has changed
@@ -185,6 +187,8 @@ pub enum Command {
     Stop(sessions::Stop),
     /// End a session and wait until it is gone, with its services' volumes if wanted
     Down(sessions::Down),
+    /// Remove what belongs to no session, as the server does whenever it starts
+    Cleanup(cleanup::Cleanup),
     /// Show what a session's hooks and services have said
     Logs(logs::Logs),
     /// Show what happens, as it happens
@@ -305,6 +309,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Exec(exec) => exec.run(&session()?),
         Command::Stop(stop) => stop.run(&session()?),
         Command::Down(down) => down.run(&session()?),
+        Command::Cleanup(cleanup) => cleanup.run(&session()?),
         Command::Setup(setup) => setup.run(quiet),
         Command::Connect(connect) => connect.run(),
         Command::Ssh(ssh) => ssh.run(quiet),

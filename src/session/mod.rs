@@ -8,6 +8,7 @@
 mod agents;
 pub mod belongings;
 mod build;
+mod cleanup;
 mod client;
 mod containers;
 mod description;
@@ -35,6 +36,7 @@ mod volumes;
 
 pub use self::{
     build::{BuildFailure, kept as kept_for_builds},
+    cleanup::Cleaned,
     client::{Activity, Client, Origin, ToClient},
     containers::socket_of,
     description::{Description, DescriptionError},

@@ -4,7 +4,7 @@ use std::{io, sync::Arc, time::SystemTime};
 
 use tokio::sync::mpsc;
 
-use super::{Supervisor, inspect};
+use super::{Supervisor, cleanup, inspect};
 use crate::{
     api::{self, types},
     audit::Listener,
@@ -66,6 +66,12 @@ impl api::Backend for Control {
             disk,
         };
         self.0.audit.metrics().render(&now)
+    }
+
+    async fn clean_up(&self) -> types::Cleaned {
+        let cleaned = self.with_context(Context::clean_up).await;
+        cleanup::record(&self.0.audit, &cleaned);
+        cleaned.into()
     }
 
     async fn logs(

@@ -15,6 +15,7 @@ mod accept;
 mod admission;
 mod builds;
 mod ceilings;
+mod cleanup;
 mod client;
 mod control;
 mod exec;
@@ -50,7 +51,7 @@ use tokio::net::TcpStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{admission::Admission, pool::Pool, unsettled::Unsettled};
-pub use self::{start::StartError, upgrade::check};
+pub use self::{cleanup::clean_up, start::StartError, upgrade::check};
 use crate::{
     audit::Audit,
     config::Config,

@@ -130,9 +130,7 @@ pub(super) async fn start(
     }
     upgrade::reap_inherited_children().map_err(StartError::Children)?;
     let paths = config.paths.clone();
-    for directory in directories(&paths) {
-        make_directory(&directory)?;
-    }
+    prepare(&paths)?;
     let _lock = lock(&paths)?;
     let mut listeners = Listeners::open(&config, passed)?;
     let host_keys = host_keys::load_or_create(&paths.host_key_dir)?;
@@ -147,12 +145,7 @@ pub(super) async fn start(
         config: RwLock::new(Arc::new(config)),
         host_keys,
         sessions: Sessions::new(context, audit.clone()),
-        pool: Pool::new(
-            connections_dir(&paths),
-            paths.state_dir.join("spool"),
-            paths.run_dir.join("empty"),
-            service_user::uid(),
-        ),
+        pool: open_pool(&paths),
         admission: Admission::default(),
         audit,
         said: super::login::Said::default(),
@@ -337,7 +330,7 @@ async fn prune_mirrors(supervisor: Arc<Supervisor>) {
 }
 
 /// Opens what owns kernel objects and files. Sessions that an earlier supervisor left keep their network.
-fn open_leaves(config: &Config, audit: &Arc<Audit>) -> Result<Context, StartError> {
+pub(super) fn open_leaves(config: &Config, audit: &Arc<Audit>) -> Result<Context, StartError> {
     let paths = &config.paths;
     let (state, damage) = State::open_whole(&paths.db)?;
     if let Some(damage) = damage {
@@ -386,20 +379,35 @@ fn open_leaves(config: &Config, audit: &Arc<Audit>) -> Result<Context, StartErro
 
 /// Removes what belongs to the instance as a whole, when no session needs it.
 fn close(supervisor: &Supervisor, paths: &Paths) {
-    let context = supervisor.sessions.context();
+    close_leaves(supervisor.sessions.context());
+    if let Err(error) = fs::remove_file(&paths.control_socket) {
+        tracing::error!("cannot remove {}: {error}", paths.control_socket.display());
+    }
+}
+
+/// The pool of connection processes, which starts none yet.
+pub(super) fn open_pool(paths: &Paths) -> Pool {
+    let (spool, empty) = (paths.state_dir.join("spool"), paths.run_dir.join("empty"));
+    Pool::new(connections_dir(paths), spool, empty, service_user::uid())
+}
+
+/// Removes what the leaves have in the kernel for the instance as a whole.
+pub(super) fn close_leaves(context: &Context) {
     if let Err(error) = context.network.close() {
         tracing::error!("{}", chain(error));
     }
     if let Err(error) = context.cgroups.close() {
         tracing::error!("{}", chain(error));
     }
-    if let Err(error) = fs::remove_file(&paths.control_socket) {
-        tracing::error!("cannot remove {}: {error}", paths.control_socket.display());
-    }
 }
 
 pub(super) fn connections_dir(paths: &Paths) -> PathBuf {
     paths.run_dir.join("connections")
+}
+
+/// Makes the directories of an instance.
+pub(super) fn prepare(paths: &Paths) -> Result<(), StartError> {
+    directories(paths).iter().try_for_each(|directory| make_directory(directory))
 }
 
 fn directories(paths: &Paths) -> Vec<PathBuf> {
@@ -423,7 +431,7 @@ fn make_directory(path: &Path) -> Result<(), StartError> {
 }
 
 /// Locks this root for one supervisor. The file stays when the server ends: removing it would let two others lock two files.
-fn lock(paths: &Paths) -> Result<Flock<File>, StartError> {
+pub(super) fn lock(paths: &Paths) -> Result<Flock<File>, StartError> {
     let path = paths.run_dir.join("podspawn.lock");
     let error = |error| StartError::Lock(path.clone(), error);
     let mut file = fs::OpenOptions::new()

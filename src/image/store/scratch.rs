@@ -53,12 +53,10 @@ impl Store {
         self.scratch().map_err(|error| ImageError::Store(self.path("tmp"), error))
     }
 
-    /// Removes what dead processes have left. What resists stays, and is in the [`listing()`].
-    pub(super) fn sweep(&self) -> Result<(), ImageError> {
-        for (path, _lock) in abandoned(&self.path("tmp"))? {
-            if let Err(_resisted) = remove(&path) {}
-        }
-        Ok(())
+    /// Removes what dead processes have left, and returns how much that was. What resists stays, and is in the [`listing()`].
+    pub fn sweep(&self) -> Result<usize, ImageError> {
+        let removed = abandoned(&self.path("tmp"))?.iter().filter(|(path, _lock)| remove(path).is_ok()).count();
+        Ok(removed)
     }
 
     /// Removes what this process has not finished, as it is about to end.
