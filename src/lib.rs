@@ -27,6 +27,8 @@ pub mod errors;
 pub mod faults;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
+#[cfg(test)]
+mod generated;
 pub mod git;
 pub(crate) mod http;
 pub mod image;

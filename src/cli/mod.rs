@@ -18,6 +18,8 @@ mod projects;
 mod pull;
 mod push;
 mod records;
+#[cfg(test)]
+mod reference;
 mod servers;
 mod sessions;
 mod setup;

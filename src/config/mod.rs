@@ -13,6 +13,8 @@ pub mod overrides;
 pub mod per_source;
 pub mod projects;
 mod raw;
+#[cfg(test)]
+mod reference;
 pub mod seccomp_profile;
 pub mod service_user;
 mod settings;
