@@ -38,7 +38,7 @@ fn arguments<'a>(arguments: impl Iterator<Item = &'a Arg>) -> String {
     for argument in arguments.filter(|argument| !argument.is_hide_set()) {
         // The long help begins with the short one.
         let help = argument.get_long_help().or(argument.get_help()).expect("has help").to_string();
-        rows += &format!("| `{}` | {} |\n", written(argument), cell(&help));
+        rows += &format!("| `{}` | {} |\n", cell(&written(argument)), cell(&help));
     }
     if rows.is_empty() { rows } else { format!("| argument | |\n|---|---|\n{rows}\n") }
 }
@@ -54,7 +54,12 @@ fn describe(page: &mut String, command: &Command, path: &str) {
     if !command.has_subcommands() {
         let usage = command.clone().render_usage().to_string();
         // Of a part of the command line clap knows the last word only.
-        let usage = usage.trim_start_matches("Usage: ").replacen(command.get_name(), &name, 1);
+        let usage = usage.trim_start_matches("Usage: ");
+        let usage = if usage.starts_with("podspawn ") {
+            usage.to_owned()
+        } else {
+            usage.replacen(command.get_name(), &name, 1)
+        };
         *page += &format!("```text\n{usage}\n```\n\n");
         *page += &arguments(command.get_arguments().filter(|argument| !argument.is_global_set()));
     }

@@ -261,6 +261,7 @@ section! {
         max_size: Size,
         /// The most files that an image may have
         max_entries: u64,
+        /// Bytes of the file system of the image store that pulls and builds leave free
         keep_free: Size,
     } later { registries, }
 }
