@@ -8,6 +8,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod links;
+mod monitoring;
 mod pages;
 mod sandbox;
 
@@ -42,8 +43,38 @@ fn the_commands_on_ssh_work() {
     run_page("docs/ssh.md");
 }
 
+#[test]
+fn the_commands_of_the_quickstart_work() {
+    run_page("docs/quickstart.md");
+}
+
+#[test]
+fn the_commands_for_agents_work() {
+    run_page("docs/agents.md");
+}
+
+#[test]
+fn the_commands_of_operations_work() {
+    run_page("docs/operations.md");
+}
+
+#[test]
+fn the_commands_of_troubleshooting_work() {
+    run_page("docs/troubleshooting.md");
+}
+
 /// Those that have a test above.
-const RUN: &[&str] = &["README.md", "docs/client.md", "docs/images.md", "docs/podfile.md", "docs/ssh.md"];
+const RUN: &[&str] = &[
+    "docs/quickstart.md",
+    "docs/agents.md",
+    "docs/operations.md",
+    "docs/troubleshooting.md",
+    "README.md",
+    "docs/client.md",
+    "docs/images.md",
+    "docs/podfile.md",
+    "docs/ssh.md",
+];
 
 fn all_blocks() -> Vec<Block> {
     pages().iter().flat_map(|page| blocks(page)).collect()

@@ -63,7 +63,13 @@ impl Page {
             "images: {{mirrors: {{docker.io: [{name}]}}, insecure: [{name}]}}\ndefaults:\n  shell: /bin/sh",
             name = registry.name
         );
-        let host = Host::new().config(&config).start();
+        let mut host = Host::new().config(&config).prepare();
+        let authority = host.root.join("etc/podspawn/user_ca.pub");
+        fs::write(&authority, "").unwrap();
+        let written = fs::read_to_string(host.config_file()).unwrap();
+        let with_authority = format!("auth:\n  trusted_user_ca_keys: {}\n", authority.display());
+        fs::write(host.config_file(), written.replacen("auth:\n", &with_authority, 1)).unwrap();
+        host.serve();
         fill(&host, &registry, &git);
         let mut inside = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "unshare", "-m", "bash", "-ec", ENTER])
