@@ -92,7 +92,7 @@ Sessions:
   exec            Run a program in a session or in one of its services
   stop            End a session
   down            End a session and wait until it is gone, with its services' volumes if wanted
-  cleanup         Remove what belongs to no session
+  cleanup         Remove what belongs to no session, as the server does whenever it starts
   logs            Show what a session's hooks and services have said
   events          Show what happens, as it happens
   diff            Show which files a session has changed
