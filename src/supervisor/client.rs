@@ -3,21 +3,23 @@
 //! A connection process handles a client's bytes and may have been taken over by it. So nothing that it says is believed:
 //! it may ask about keys, and be attached to the session of the login that an accepted key was for, once.
 
+mod asked;
+mod end;
+mod told;
+
 use std::{
     collections::VecDeque,
     net::SocketAddr,
-    os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-        unix::process::ExitStatusExt,
-    },
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use nix::sys::socket::{Shutdown, shutdown};
-use tokio::{net::TcpStream, process::Child, sync::mpsc};
+use tokio::{net::TcpStream, sync::mpsc};
 
+use self::end::{end_adopted, end_child};
 use super::{
     Supervisor,
     login::{self, Login, Question},
@@ -31,10 +33,9 @@ use super::{
 };
 use crate::{
     errors::chain,
-    protocol::{self, FromConnection, KeyVerdict, Serve, SshSettings, ToConnection, wire::AsyncSocket},
+    protocol::{self, FromConnection, Serve, SshSettings, ToConnection, wire::AsyncSocket},
     session::{Activity, Client, SessionKey, ToClient, state::ConnectionId},
     state::ConnectionRecord,
-    sys::pidfd::Held,
     time::millis,
     transcript::Reader,
 };
@@ -45,17 +46,8 @@ const STARTUP_SLACK: Duration = Duration::from_secs(10);
 /// How long a process may take to show a last message and end.
 const FAREWELL: Duration = Duration::from_secs(10);
 
-/// The exit status of a Rust program that has panicked.
-const PANICKED: i32 = 101;
-
 /// How long a process may leave its socket full.
 const SEND_LIMIT: Duration = Duration::from_secs(10);
-
-/// Words about the client's agent: one for each of its first channels.
-const MAX_AGENT_WORDS: u32 = 16;
-
-/// What fits into a socket's address (unix(7)).
-const MAX_SOCKET_PATH: usize = 107;
 
 /// One connection, from its process's point of view the supervisor.
 pub(super) struct Connection {
@@ -235,49 +227,6 @@ fn report(id: ConnectionId, peer: SocketAddr, result: Result<Outcome, ClientErro
     Outcome::Ended
 }
 
-/// As [`end_child`], for a process that is not our child.
-async fn end_adopted((pid, starttime): (i32, u64), id: ConnectionId) {
-    let ended = tokio::task::spawn_blocking(move || {
-        let Some(process) = Held::adopt(pid, starttime) else { return Ok(()) };
-        if process.wait(FAREWELL) {
-            return Ok(());
-        }
-        tracing::warn!(connection = id, "the connection process does not end; killing it");
-        process.kill()
-    });
-    match ended.await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::error!(connection = id, "killing the connection process: {error}"),
-        Err(error) => tracing::error!(connection = id, "waiting for the connection process: {error}"),
-    }
-}
-
-/// Waits for the process to end by itself, then makes it. Returns whether it has crashed.
-async fn end_child(child: &mut Child, id: ConnectionId) -> bool {
-    let status = match tokio::time::timeout(FAREWELL, child.wait()).await {
-        Ok(status) => status,
-        Err(_elapsed) => {
-            tracing::warn!(connection = id, "the connection process does not end; killing it");
-            if let Err(error) = child.kill().await {
-                tracing::error!(connection = id, "killing the connection process: {error}");
-            }
-            return false;
-        }
-    };
-    match status {
-        Ok(status) => {
-            if !status.success() {
-                tracing::warn!(connection = id, "the connection process ended with {status}");
-            }
-            status.signal().is_some() || status.code() == Some(PANICKED)
-        }
-        Err(error) => {
-            tracing::error!(connection = id, "waiting for the connection process: {error}");
-            false
-        }
-    }
-}
-
 impl Connection {
     async fn start(&mut self, stream: TcpStream, spool: OwnedFd) -> Result<Outcome, ClientError> {
         let config = self.supervisor.config();
@@ -363,154 +312,12 @@ impl Connection {
         Ok(Outcome::Left)
     }
 
-    async fn handle(&mut self, message: FromConnection) -> Result<(), ClientError> {
-        match message {
-            FromConnection::Key { request, login, key, verified } => {
-                if self.startup.is_none() {
-                    return Err(ClientError::Protocol("a key after the login"));
-                }
-                self.questions += 1;
-                if self.questions > login::MAX_QUESTIONS {
-                    return Err(ClientError::Protocol("more keys than anybody has"));
-                }
-                let question = Question { login, blob: key, proved: verified, peer: self.peer };
-                self.login = None;
-                let verdict = match login::judge(&self.supervisor, question).await {
-                    Some((login, options)) => {
-                        self.login = verified.then_some(login);
-                        KeyVerdict::Accept(options)
-                    }
-                    None => KeyVerdict::Reject,
-                };
-                self.tell(&ToConnection::Key { request, verdict }, &[]).await?;
-            }
-            FromConnection::LoggedIn => {
-                if self.login.is_none() || self.startup.is_none() {
-                    return Err(ClientError::Protocol("a login without a key"));
-                }
-                self.startup = None;
-            }
-            FromConnection::Attach { project } => {
-                let Some(login) = &mut self.login else { return Err(ClientError::Protocol("an attach without login")) };
-                if self.attached {
-                    return Err(ClientError::Protocol("a second attach"));
-                }
-                self.attached = true;
-                self.startup = None;
-                self.pending = Some(self.supervisor.unsettled.session());
-                // Of the user's own sessions, which one is the client's to say.
-                login.key.project = login.key.project.take().or(project);
-                self.trail.identify(login);
-                let (origin, outgoing) = (self.trail.origin(), self.to_client.clone());
-                let activity = self.activity.clone();
-                let client = Client { id: self.id, origin, outgoing, waiting: false, activity };
-                self.supervisor.sessions.attach(&login.key, client, self.supervisor.config());
-            }
-            FromConnection::Active => self.activity.seen(),
-            FromConnection::Begun { run, command } => {
-                if !self.attached {
-                    return Err(ClientError::Protocol("a command without session"));
-                }
-                self.trail.begun(run, command);
-            }
-            FromConnection::Command { command, status, run } => {
-                let Some(login) = &self.login else { return Err(ClientError::Protocol("a command without login")) };
-                self.trail.ended(login, run, command.as_deref(), status);
-            }
-            FromConnection::Forward { kind, target } => {
-                let Some(login) = &self.login else { return Err(ClientError::Protocol("a forward without login")) };
-                self.trail.forwarded(login, kind, &target);
-            }
-            FromConnection::Agent { path } => {
-                if !self.attached {
-                    return Err(ClientError::Protocol("an agent without a session"));
-                }
-                self.agent_words += 1;
-                // Nobody has so many; further ones change nothing.
-                if self.agent_words <= MAX_AGENT_WORDS {
-                    let path = path.filter(|path| path.len() <= MAX_SOCKET_PATH && !path.contains('\0'));
-                    self.supervisor.sessions.agent(self.id, path);
-                }
-            }
-            FromConnection::Adopted { .. } => return Err(ClientError::Protocol("an unexpected greeting")),
-        }
-        Ok(())
-    }
-
     /// Ends the connection if its key would not log in any more; returns whether it did.
     async fn has_lost_its_key(&mut self) -> Result<bool, ClientError> {
         let Some(login) = &mut self.login else { return Ok(false) };
         let Some(refusal) = self.watch.look(&self.supervisor, login, self.peer).await else { return Ok(false) };
         self.trail.revoked(login, &chain(refusal));
         self.pass_on(ToClient::Terminate("disconnected: your key is not accepted any more".to_owned())).await
-    }
-
-    /// Tells the process what its session says. Returns whether that was the last word.
-    async fn pass_on(&mut self, message: ToClient) -> Result<bool, ClientError> {
-        // What has been said comes before what it has led to.
-        while let Some(text) = self.output.iter_mut().find_map(Reader::try_next) {
-            self.tell(&ToConnection::Output { text: text.to_vec() }, &[]).await?;
-        }
-        match message {
-            ToClient::Output(reader) => {
-                self.output.push_back(reader);
-                Ok(false)
-            }
-            ToClient::Ready => {
-                self.tell(&ToConnection::Ready, &[]).await?;
-                self.pending = None;
-                Ok(false)
-            }
-            ToClient::Attached { session, init } => {
-                // Recorded before the process knows, so that a later supervisor finds every connection that has a session.
-                if let Some(login) = &self.login {
-                    let record = ConnectionRecord {
-                        id: self.id,
-                        session: session.clone(),
-                        peer: self.peer,
-                        fingerprint: login.fingerprint.clone(),
-                        process: self.process,
-                        credential: login.credential.clone(),
-                        logged_in: login.at,
-                    };
-                    self.supervisor.remember_connection(record).await;
-                    self.trail.connected(login, &session, self.began.elapsed());
-                }
-                self.tell(&ToConnection::Attached { session }, &[init.as_fd()]).await?;
-                Ok(false)
-            }
-            ToClient::Progress(line) => {
-                self.tell(&ToConnection::Progress { line }, &[]).await?;
-                Ok(false)
-            }
-            ToClient::Notice(message) => {
-                // An older process does not know such messages, and its user can still read the log.
-                if self.version >= 5 {
-                    self.tell(&ToConnection::Notice { message }, &[]).await?;
-                }
-                Ok(false)
-            }
-            ToClient::Warning(message) => {
-                if self.version >= 6 {
-                    self.tell(&ToConnection::Warning { message }, &[]).await?;
-                }
-                Ok(false)
-            }
-            ToClient::Refused(message) => {
-                if let Some(login) = &self.login {
-                    self.trail.refused(login, &message);
-                }
-                self.tell(&ToConnection::Refused { message }, &[]).await?;
-                self.wait_for_end().await;
-                Ok(true)
-            }
-            ToClient::Terminate(message) => {
-                self.trail.told(&message);
-                self.tell(&ToConnection::Terminate { message }, &[]).await?;
-                self.wait_for_end().await;
-                Ok(true)
-            }
-        }
     }
 
     /// What the client did that it is penalised for, if it has ended without a login.
