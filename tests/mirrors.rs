@@ -104,6 +104,8 @@ fn a_second_clone_of_one_branch_has_the_refs_and_the_settings_of_the_first() {
     let repository = add_project(&host, &git, &fix);
     repository.git(&["branch", "fix/it"]);
     repository.commit(&[("docs/readme", "two\n")]);
+    repository.git(&["tag", "v2"]);
+    repository.git(&["tag", "--annotate", "--message", "three", "v3"]);
     let look = "cd /srv/fix && git for-each-ref && git status --porcelain=v2 --branch && git config --local --list && \
                 sha256sum noise docs/readme && git fetch --quiet && git branch --all && git reflog | wc -l";
     let [first, second, third] = [(); 3].map(|()| {
@@ -114,10 +116,38 @@ fn a_second_clone_of_one_branch_has_the_refs_and_the_settings_of_the_first() {
         (output.text(), received() - before)
     });
     assert!(first.0.contains("# branch.upstream origin/fix/it\n"), "{}", first.0);
+    assert!(first.0.contains("refs/tags/v1\n") && !first.0.contains("refs/tags/v2"), "{}", first.0);
     assert_eq!((&second.0, &third.0), (&first.0, &first.0));
     assert!(third.1 < NOISE / 100, "{} bytes", third.1);
     without_mirrors(&host);
     assert_eq!(host.ssh("ada+web", look).run().text(), first.0);
+}
+
+#[test]
+fn where_git_inside_asks_another_server_it_gets_what_that_one_has() {
+    let world = World::enter();
+    let host = Host::new().image(Image::Debian).user("ada").start();
+    let git = GitServer::start_in(&world);
+    let variables = [
+        "GIT_CONFIG_COUNT: \"1\"".to_owned(),
+        format!("GIT_CONFIG_KEY_0: url.git://{PUBLIC}/fork.insteadOf"),
+        format!("GIT_CONFIG_VALUE_0: git://{PUBLIC}/web"),
+    ];
+    let repository = add_project(&host, &git, "");
+    let fork = git.repository("fork", &[("docs/readme", "forked\n")]);
+    let clone = |content: &str| {
+        host.ssh("ada+web", "cat docs/readme").run().ok().stdout(content);
+        host.assert_no_session_left();
+    };
+    // There is a mirror, of what is at the address.
+    clone("one\n");
+    assert_eq!(packs(&host).len(), 1);
+    let podfile = fs::read_to_string(repository.path().join("podfile.yaml")).unwrap();
+    repository.commit(&[("podfile.yaml", &format!("{podfile}env:\n  {}\n", variables.join("\n  ")))]);
+    host.podspawn(["update-project", "web"]).run().ok();
+    clone("forked\n");
+    fork.commit(&[("docs/readme", "forked again\n")]);
+    clone("forked again\n");
 }
 
 fn without_mirrors(host: &Host) {

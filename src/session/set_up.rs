@@ -38,7 +38,11 @@ url=$1 path=$2 mirror=$3; shift 3
 case $path in "~/"*) path=$HOME/${path#"~/"};; esac
 [ ! -e "$path/.git" ] || exit 0
 command -v git > /dev/null || exit 127
-[ "$mirror" != look ] || exit 66
+if [ "$mirror" = look ]; then
+    # What git would ask instead (url.*.insteadOf) is not what the mirror is of.
+    [ "$(git ls-remote --get-url -- "$url")" = "$url" ] || exit 0
+    exit 66
+fi
 export GIT_TERMINAL_PROMPT=0
 export GIT_SSH_COMMAND="${GIT_SSH_COMMAND:-ssh -o BatchMode=yes -o StrictHostKeyChecking=accept-new -o ConnectTimeout=30}"
 empty() {
@@ -49,7 +53,12 @@ if [ -n "$mirror" ] && [ -e "$mirror/clone" ] && empty "$path"; then
     read -r _ head < "$mirror/clone/HEAD"
     git init --quiet "$path" && cp -R "$mirror/clone/." "$path/.git" &&
         while IFS= read -r line; do printf '%s\n' "$line"; done < "$mirror/config-of-clone" >> "$path/.git/config" &&
-        git -C "$path" reset --quiet --hard "refs/remotes/origin/${head#refs/heads/}" && exit 0
+        git -C "$path" reset --quiet --hard "refs/remotes/origin/${head#refs/heads/}" &&
+        if [ $# -gt 0 ]; then
+            # With one branch come the tags of its own commits.
+            git -C "$path" for-each-ref --format='delete %(refname)' --no-merged=HEAD refs/tags |
+                git -C "$path" update-ref --stdin
+        fi && exit 0
     unset GIT_DEFAULT_HASH GIT_DEFAULT_REF_FORMAT GIT_REFLOG_ACTION
     rm -rf "$path"/* "$path"/.[!.]* "$path"/..?*
     git clone --quiet "$@" -- "$url" "$path" && exit 65
@@ -79,7 +88,7 @@ const ANYWHERE: &str = "/";
 /// The status of [`CLONE`] without git.
 const NO_GIT: ExitStatus = ExitStatus::Code(127);
 
-/// That of one that was only to look whether there is something to clone.
+/// That of one that was only to look whether there is something to clone, and just from that address.
 const TO_DO: ExitStatus = ExitStatus::Code(66);
 
 /// That of one that has worked without the mirror, and not with it.
