@@ -191,10 +191,18 @@ impl Sessions {
         }
     }
 
-    /// Waits until no session is left, at most `limit`. Returns whether none is.
-    pub async fn all_gone(&self, limit: Duration) -> bool {
+    /// Waits until no session is left, as long as one ends within each `patience`. Returns whether none is left.
+    pub async fn all_gone(&self, patience: Duration) -> bool {
         self.0.drivers.close();
-        tokio::time::timeout(limit, self.0.drivers.wait()).await.is_ok()
+        loop {
+            let left = self.0.drivers.len();
+            if tokio::time::timeout(patience, self.0.drivers.wait()).await.is_ok() {
+                return true;
+            }
+            if self.0.drivers.len() >= left {
+                return false;
+            }
+        }
     }
 
     /// Gets the image of `plan` ready; `progress` hears how it goes. A build goes on without those who wait for it.

@@ -61,8 +61,8 @@ use crate::{
     state::ConnectionRecord,
 };
 
-/// How long sessions may take to end when the server does.
-const SHUTDOWN_LIMIT: Duration = Duration::from_secs(30);
+/// How long no session need have ended, when the server ends all of them, for it to leave the others to the next one.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long connections may then take: to show a last message, and to end ([`client`]).
 const LEAVE_LIMIT: Duration = Duration::from_secs(30);

@@ -21,7 +21,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    LEAVE_LIMIT, SHUTDOWN_LIMIT, Supervisor, accept,
+    LEAVE_LIMIT, SHUTDOWN_PATIENCE, Supervisor, accept,
     admission::Admission,
     ceilings, control,
     listeners::{Listeners, Named},
@@ -241,7 +241,7 @@ async fn leave(supervisor: &Arc<Supervisor>, paths: &Paths, end: End) {
     if end == End::Everything {
         tracing::info!("ending every session");
         supervisor.sessions.stop_all(&Reason::Shutdown);
-        if !supervisor.sessions.all_gone(SHUTDOWN_LIMIT).await {
+        if !supervisor.sessions.all_gone(SHUTDOWN_PATIENCE).await {
             tracing::error!("some sessions could not be removed; the next start will try again");
         }
     }
