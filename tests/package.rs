@@ -45,7 +45,11 @@ fn packages_are_the_same_bytes_each_time_and_can_be_installed_and_purged() {
     run(Command::new("tar").arg("-xzf").arg(&tarball).args(["--strip-components=1", "-C"]).arg(at("unpacked")));
     let version = run(Command::new(PROGRAM).arg("version"));
     assert_eq!(run(Command::new(at("unpacked/podspawn")).arg("version")), version);
-    assert!(at("unpacked/systemd/podspawn.socket").exists());
+    for name in
+        ["systemd/podspawn.socket", "man/man1/podspawn-add-user.1", "completions/zsh/vendor-completions/_podspawn"]
+    {
+        assert!(at("unpacked").join(name).exists(), "{name}");
+    }
 
     // The .deb, in a root of its own, where what it depends on is not.
     let root = at("root");
@@ -62,7 +66,13 @@ fn packages_are_the_same_bytes_each_time_and_can_be_installed_and_purged() {
     };
     run(dpkg().arg("--install").arg(&deb));
     assert_eq!(run(Command::new(root.join("usr/bin/podspawn")).arg("version")), version);
-    assert!(root.join("lib/systemd/system/podspawn.service").exists());
+    for name in ["lib/systemd/system/podspawn.service", "usr/share/man/man1/podspawn.1.gz"] {
+        assert!(root.join(name).exists(), "{name}");
+    }
+    // What bash completes with what was installed.
+    let completed = "COMP_WORDS=(podspawn add-); COMP_CWORD=1; . \"$1\"; _podspawn podspawn add- podspawn; echo \"${COMPREPLY[*]}\"";
+    let script = root.join("usr/share/bash-completion/completions/podspawn");
+    assert_eq!(run(Command::new("bash").args(["-c", completed, "bash"]).arg(script)), "add-user add-project\n");
     assert_eq!(run(dpkg().args(["--verify", "podspawn"])), "", "what is installed has the checksums it should have");
     run(dpkg().args(["--purge", "podspawn"]));
     let left = run(Command::new("find").arg(&root).args(["-name", "*podspawn*"]));

@@ -3,6 +3,7 @@
 mod check;
 mod cleanup;
 mod client_config;
+mod completion;
 mod connect;
 mod doctor;
 mod events;
@@ -12,6 +13,7 @@ mod init;
 mod inspect;
 mod interrupt;
 mod logs;
+mod manual;
 mod podfile;
 mod prebuild;
 mod projects;
@@ -107,7 +109,9 @@ Client:
   servers         List the servers that host names lead to, and whether they answer
 
 Misc:
-  version         Show the version";
+  version         Show the version
+  completion      Print what makes a shell complete commands, flags and values
+  man             Print the manual page, or write those of all commands";
 
 /// Flags of every command.
 #[derive(Debug, Args)]
@@ -213,6 +217,10 @@ pub enum Command {
     Servers(servers::Servers),
     /// Show the version
     Version,
+    /// Print what makes a shell complete commands, flags and values
+    Completion(completion::Completion),
+    /// Print the manual page, or write those of all commands
+    Man(manual::Man),
 }
 
 #[derive(Debug, Subcommand)]
@@ -322,6 +330,8 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
             writeln!(io::stdout(), "podspawn {}", env!("CARGO_PKG_VERSION"))?;
             Ok(())
         }
+        Command::Completion(completion) => completion.run(),
+        Command::Man(man) => man.run(),
     }
 }
 
