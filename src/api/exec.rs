@@ -12,10 +12,10 @@ use tokio::sync::mpsc;
 
 use super::{
     Backend, bodies,
-    refusal::Refusal,
+    refusal::{Refusal, named},
     types::{ExecOutput, ExecReport, ExecRequest},
 };
-use crate::{names::NameError, session::SessionKey};
+use crate::session::SessionKey;
 
 /// What the API asks of the process that it runs in, about programs in sessions.
 pub trait Programs {
@@ -29,10 +29,6 @@ pub trait Programs {
     /// Writes down what an administrator runs in a session without the server; false if that session is not there, which does
     /// not matter for a program that has ended.
     fn exec_report(&self, key: SessionKey, report: ExecReport) -> impl Future<Output = bool> + Send;
-}
-
-fn named(key: &str) -> Result<SessionKey, Refusal> {
-    key.parse().map_err(|error: NameError| Refusal::Invalid(error.to_string()))
 }
 
 pub(super) async fn exec<B: Backend>(
@@ -52,7 +48,7 @@ pub(super) async fn report<B: Backend>(
     PathPart(key): PathPart<String>,
     Json(report): Json<ExecReport>,
 ) -> Result<Response, Refusal> {
-    let key = named(&key)?;
+    let key: SessionKey = named(&key)?;
     if backend.exec_report(key.clone(), report).await {
         Ok(StatusCode::NO_CONTENT.into_response())
     } else {

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use super::{
     Backend,
     bodies::{self, BodyReader, Written},
-    refusal::Refusal,
+    refusal::{Refusal, named},
     server::EVENTS,
     types::{CachedFile, Image, ImageDetails, ImageId, Job, Pruned},
 };
@@ -34,7 +34,7 @@ pub trait Images: Clone + Send + Sync + 'static {
     /// What is kept for builds, what was used lately first.
     fn cached(&self) -> impl Future<Output = Result<Vec<CachedFile>, Refusal>> + Send;
     /// Fetches an image, and tells how that goes until it is done or nobody listens any more.
-    fn pull(&self, reference: Reference, told: mpsc::Sender<Job<ImageId>>) -> impl Future<Output = ()> + Send;
+    fn pull(&self, reference: Reference, told: mpsc::Sender<Job<ImageId>>);
     /// Puts an image into a registry, likewise.
     fn push(
         &self,
@@ -60,13 +60,9 @@ pub trait Images: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<ImageId, Refusal>> + Send;
 }
 
-fn named(name: &str) -> Result<Reference, Refusal> {
-    name.parse().map_err(|error: crate::image::ReferenceError| Refusal::Invalid(error.to_string()))
-}
-
 /// A name of something to fetch: the server's current directory is nothing that a client knows.
 fn source(name: &str) -> Result<Reference, Refusal> {
-    let reference = named(name)?;
+    let reference: Reference = named(name)?;
     match &reference {
         Reference::OciDir { path, .. } | Reference::OciArchive(path) | Reference::DockerArchive(path)
             if !path.is_absolute() =>
@@ -108,9 +104,8 @@ pub(super) async fn cached<B: Backend>(State(backend): State<B>) -> Answer {
 }
 
 pub(super) async fn pull<B: Backend>(State(backend): State<B>, PathPart(name): PathPart<String>) -> Answer {
-    let reference = source(&name)?;
     let (events, told) = mpsc::channel(EVENTS);
-    tokio::spawn(async move { backend.pull(reference, events).await });
+    backend.pull(source(&name)?, events);
     Ok(bodies::lines(told))
 }
 
@@ -138,7 +133,7 @@ pub(super) async fn import<B: Backend>(
     Query(options): Query<Vec<(String, String)>>,
     body: Body,
 ) -> Answer {
-    let reference = named(&name)?;
+    let reference: Reference = named(&name)?;
     let mut wanted = ImportOptions::default();
     for (option, value) in options {
         match option.as_str() {

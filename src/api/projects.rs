@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use super::{
     Backend, bodies,
-    refusal::Refusal,
+    refusal::{Refusal, named},
     server::EVENTS,
     types::{Job, NewProject, Project, ProjectChange},
 };
@@ -37,10 +37,6 @@ pub trait Projects {
     fn update_project(&self, name: ProjectName, told: Told) -> impl Future<Output = Result<(), Refusal>> + Send;
     /// Removes a project and its clone, and ends its sessions, which there may be only with `force`.
     fn remove_project(&self, name: ProjectName, force: bool) -> impl Future<Output = Result<(), Refusal>> + Send;
-}
-
-fn named(name: &str) -> Result<ProjectName, Refusal> {
-    name.parse().map_err(|error: crate::names::NameError| Refusal::Invalid(error.to_string()))
 }
 
 type Answer = Result<Response, Refusal>;

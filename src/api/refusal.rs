@@ -1,5 +1,7 @@
 //! Why something was not done, by who can do something about it.
 
+use std::{fmt::Display, str::FromStr};
+
 use axum::{
     http::StatusCode,
     response::{IntoResponse, Response},
@@ -18,6 +20,11 @@ pub enum Refusal {
     Conflict(String),
     /// It should have worked.
     Failed(String),
+}
+
+/// A name in a request.
+pub(super) fn named<T: FromStr<Err: Display>>(name: &str) -> Result<T, Refusal> {
+    name.parse().map_err(|error: T::Err| Refusal::Invalid(error.to_string()))
 }
 
 impl IntoResponse for Refusal {

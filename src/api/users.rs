@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::{
     Backend,
-    refusal::Refusal,
+    refusal::{Refusal, named},
     types::{AddedKeys, NewKeys, RemovedUser, User},
 };
 use crate::names::UserName;
@@ -30,10 +30,6 @@ pub trait Users {
         force: bool,
         purge: bool,
     ) -> impl Future<Output = Result<RemovedUser, Refusal>> + Send;
-}
-
-fn named(name: &str) -> Result<UserName, Refusal> {
-    name.parse().map_err(|error: crate::names::NameError| Refusal::Invalid(error.to_string()))
 }
 
 type Answer = Result<Response, Refusal>;

@@ -46,7 +46,7 @@ pub use self::{
     ports::ExposedPort,
     registry::Sessions,
     remains::Remains,
-    room::{configure_room, images_in_use, room},
+    room::{configure_room, images_in_use, in_use, room},
     services::Plan,
     steps::{Context, CreateError, RLIMITS, SessionKey, egress, leases},
     updates::Updates,

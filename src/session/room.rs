@@ -13,7 +13,12 @@ pub fn images_in_use(config: &Config) -> InUse {
     if !config.paths.db.exists() {
         return Ok(HashSet::new());
     }
-    let used = State::open(&config.paths.db)?.images_in_use()?;
+    in_use(&State::open(&config.paths.db)?)
+}
+
+/// The same, of a database that is open.
+pub fn in_use(state: &State) -> InUse {
+    let used = state.images_in_use()?;
     Ok(used.iter().map(|digest| digest.parse()).collect::<Result<_, _>>()?)
 }
 

@@ -2,7 +2,10 @@
 
 use tokio::sync::mpsc;
 
-use super::{control::Control, jobs::Failure};
+use super::{
+    control::Control,
+    jobs::{self, Failure, Telling},
+};
 use crate::{
     api::{
         Refusal,
@@ -10,7 +13,7 @@ use crate::{
         types::{BuildRequest, ImageId, Job},
     },
     errors::chain,
-    image::{Image, Reference},
+    image::{Image, Progress, Reference},
     names::ProjectName,
     podfile::{self, BuildPlan, Document, External, Format, MAX_FILE, Origin, Source, SourceError},
     project::Remotes,
@@ -41,15 +44,11 @@ impl Builds for Control {
         };
         let control = self.clone();
         tokio::spawn(async move {
-            let last = tokio::select! {
-                built = control.built(of, tag, &told) => match built {
-                    Ok(image) => Job::Done(ImageId { digest: image.id.to_string() }),
-                    Err(Failure { error, output }) => Job::Failed { error, output },
-                },
+            let built = tokio::select! {
+                built = control.built(of, tag, Telling(told.clone())) => built,
                 () = told.closed() => return,
             };
-            // Whoever asked may have gone in this moment.
-            let _ = told.send(last).await;
+            jobs::end(told, built.map(|image| ImageId { digest: image.id.to_string() })).await;
         });
         Ok(())
     }
@@ -78,23 +77,19 @@ impl Control {
         }
     }
 
-    async fn built(&self, of: Of, tag: Option<Reference>, told: &Told) -> Result<Image, Failure> {
-        let progress = |line: &str| {
-            // A client that reads slowly misses some of it.
-            let _ = told.try_send(Job::Progress(line.to_owned()));
-        };
+    async fn built(&self, of: Of, tag: Option<Reference>, client: Telling<ImageId>) -> Result<Image, Failure> {
         let config = self.0.config();
         let plan = match of {
             Of::Plan(plan) => plan,
             Of::Podfile(text) => {
                 let private_hosts = config.podfile.private_hosts.clone();
                 let resolved = self.with_context(move |_| resolve(text, private_hosts)).await.map_err(invalid)?;
-                resolved.warnings.iter().for_each(|warning| progress(&format!("warning: {warning}")));
+                resolved.warnings.iter().for_each(|warning| client.line(&format!("warning: {warning}")));
                 BuildPlan::of(&resolved.podfile)
             }
         };
         let sessions = &self.0.sessions;
-        let image = sessions.build(&plan, &config, progress).await.map_err(failure)?;
+        let image = sessions.build(&plan, &config, |line| client.line(line)).await.map_err(failure)?;
         match tag {
             None => Ok(image),
             Some(tag) => sessions.tag(image, tag).await.map_err(failure),

@@ -1,7 +1,6 @@
 //! Images over the control API: the store is the one that the commands use too, and its locks keep each from the other's way.
 
 use std::{
-    collections::HashSet,
     io::{self, BufWriter, Write},
     time::Duration,
 };
@@ -17,8 +16,8 @@ use crate::{
         types::{self, CachedFile, ImageDetails, ImageId, Job, Pruned},
     },
     errors::chain,
-    image::{ConfigChanges, Digest, Image, ImageError, ImportOptions, InUse, KEEP_BUILT, Reference},
-    session::{Context, kept_for_builds},
+    image::{ConfigChanges, Image, ImageError, ImportOptions, KEEP_BUILT, Reference},
+    session::{Context, in_use, kept_for_builds},
 };
 
 /// What is written of an export at once.
@@ -53,12 +52,14 @@ impl Images for Control {
     }
 
     async fn remove_image(&self, reference: Reference) -> Result<(), Refusal> {
-        self.with_context(move |context| context.store.remove(&reference, || in_use(context))).await.map_err(refusal)
+        self.with_context(move |context| context.store.remove(&reference, || in_use(&context.state)))
+            .await
+            .map_err(refusal)
     }
 
     async fn prune(&self, all: bool) -> Result<Pruned, Refusal> {
         let unused_for = if all { Duration::ZERO } else { KEEP_BUILT };
-        let pruned = self.with_context(move |context| context.store.prune(unused_for, || in_use(context))).await;
+        let pruned = self.with_context(move |context| context.store.prune(unused_for, || in_use(&context.state))).await;
         pruned.map(|pruned| Pruned { layers: pruned.layers, bytes: pruned.bytes }).map_err(refusal)
     }
 
@@ -69,9 +70,11 @@ impl Images for Control {
         Ok(kept.iter().map(|(kind, file)| CachedFile::of(kind, file)).collect())
     }
 
-    async fn pull(&self, reference: Reference, told: mpsc::Sender<Job<ImageId>>) {
+    fn pull(&self, reference: Reference, told: mpsc::Sender<Job<ImageId>>) {
         let supervisor = self.0.clone();
-        jobs::run(told, move |client| Ok(of(supervisor.sessions.context().store.pull(&reference, client)?))).await;
+        tokio::spawn(jobs::run(told, move |client| {
+            Ok(of(supervisor.sessions.context().store.pull(&reference, client)?))
+        }));
     }
 
     async fn push(&self, reference: Reference, to: Reference, told: mpsc::Sender<Job<ImageId>>) -> Result<(), Refusal> {
@@ -134,11 +137,6 @@ fn of(image: Image) -> ImageId {
 fn find(context: &Context, reference: &Reference) -> Result<Image, Refusal> {
     let found = context.store.lookup(reference).map_err(refusal)?;
     found.ok_or_else(|| refusal(ImageError::NotFound(format!("image {reference}"))))
-}
-
-fn in_use(context: &Context) -> InUse {
-    let used = context.state.images_in_use()?;
-    Ok(used.iter().map(|digest| digest.parse()).collect::<Result<HashSet<Digest>, _>>()?)
 }
 
 fn refusal(error: ImageError) -> Refusal {

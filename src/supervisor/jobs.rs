@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use crate::{api::types::Job, errors::chain, image::Progress};
 
 /// Tells the client; what it does not read in time is left out.
-pub(super) struct Telling<T>(mpsc::Sender<Job<T>>);
+pub(super) struct Telling<T>(pub mpsc::Sender<Job<T>>);
 
 impl<T: Send> Progress for Telling<T> {
     fn line(&self, line: &str) {
@@ -41,7 +41,12 @@ pub(super) async fn run<T: Send + 'static>(
 ) {
     let telling = Telling(client.clone());
     let done = tokio::task::spawn_blocking(move || work(&telling)).await;
-    let last = match done.unwrap_or_else(|panicked| Err(panicked.into())) {
+    end(client, done.unwrap_or_else(|panicked| Err(panicked.into()))).await;
+}
+
+/// Tells the client how it has ended.
+pub(super) async fn end<T>(client: mpsc::Sender<Job<T>>, done: Result<T, Failure>) {
+    let last = match done {
         Ok(done) => Job::Done(done),
         Err(Failure { error, output }) => Job::Failed { error, output },
     };
