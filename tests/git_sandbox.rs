@@ -136,7 +136,11 @@ impl Apart {
     fn start(repositories: &Path) -> Self {
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "unshare", "--net", "sh", "-c"])
-            .arg("ip link set lo up; exec git daemon --export-all --reuseaddr --listen=127.0.0.1 --base-path=. .")
+            // Not by way of git, which would be its parent and die alone.
+            .arg(
+                "ip link set lo up
+                exec \"$(git --exec-path)/git-daemon\" --export-all --reuseaddr --listen=127.0.0.1 --base-path=. .",
+            )
             .current_dir(repositories)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
