@@ -43,6 +43,16 @@ impl Drop for Small {
     }
 }
 
+/// Both users are refused a session; what each is told.
+fn refused(host: &Host) -> [String; 2] {
+    ["ada", "bob"].map(|user| {
+        let refused = host.ssh(user, "true").run();
+        refused.status(125).stdout("").stderr_has("podspawn: ");
+        assert_eq!(refused.stderr.lines().count(), 1, "{refused}");
+        refused.stderr.to_string()
+    })
+}
+
 #[test]
 fn a_session_that_finds_no_room_or_a_broken_disk_is_refused_and_leaves_nothing() {
     let mut host = Host::new().user("ada").user("bob").prepare();
@@ -52,14 +62,8 @@ fn a_session_that_finds_no_room_or_a_broken_disk_is_refused_and_leaves_nothing()
     host.assert_no_session_left();
 
     small.fill();
-    for user in ["ada", "bob"] {
-        let refused = host.ssh(user, "true").run();
-        refused.status(125).stdout("").stderr_has("podspawn: ");
-        assert!(
-            refused.stderr.contains("No space left on device") || refused.stderr.contains("disk is full"),
-            "{refused}"
-        );
-        assert_eq!(refused.stderr.lines().count(), 1, "{refused}");
+    for said in refused(&host) {
+        assert!(said.contains("No space left on device") || said.contains("disk is full"), "{said}");
     }
     fs::remove_file(small.0.join("filler")).unwrap();
     host.assert_no_session_left();
@@ -67,11 +71,7 @@ fn a_session_that_finds_no_room_or_a_broken_disk_is_refused_and_leaves_nothing()
 
     host.assert_no_session_left();
     small.fail();
-    for user in ["ada", "bob"] {
-        let refused = host.ssh(user, "true").run();
-        refused.status(125).stdout("").stderr_has("podspawn: ");
-        assert_eq!(refused.stderr.lines().count(), 1, "{refused}");
-    }
+    refused(&host);
     host.assert_no_session_left();
     host.end(nix::sys::signal::Signal::SIGINT);
 }
