@@ -71,10 +71,14 @@ class Engines:
         state = ["--data-root", self.scratch / "docker", "--exec-root", self.scratch / "docker-exec", "--pidfile", self.scratch / "docker.pid"]
         self.dockerd = subprocess.Popen(["dockerd", *map(str, state), "--host", self.docker[2]], stdout=log, stderr=log)
         log.close()
-        until_succeeds([*self.docker, "info"], 60, "dockerd did not start")
-        for engine in (self.docker, self.podman):
-            output(*engine, "import", self.rootfs, IMAGE)
-        self.make_bundle()
+        try:
+            until_succeeds([*self.docker, "info"], 60, "dockerd did not start")
+            for engine in (self.docker, self.podman):
+                output(*engine, "import", self.rootfs, IMAGE)
+            self.make_bundle()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_):
