@@ -49,7 +49,7 @@ fn refused(host: &Host) -> [String; 2] {
         let refused = host.ssh(user, "true").run();
         refused.status(125).stdout("").stderr_has("podspawn: ");
         assert_eq!(refused.stderr.lines().count(), 1, "{refused}");
-        refused.stderr.to_string()
+        refused.stderr.clone()
     })
 }
 
